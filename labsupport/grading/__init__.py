@@ -1,0 +1,1 @@
+"""Exercises for a class: released from their solutions, graded, reported."""

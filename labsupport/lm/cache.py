@@ -1,0 +1,67 @@
+"""What attention asks of a key-value cache, and the simplest cache that is right.
+
+The model knows three verbs and nothing of blocks, slots or precision: chapter 3 builds better caches behind them and
+chapter 4 an engine, and neither touches the model.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """One forward pass asks ``positions`` once, ``attend`` once a layer, and ``advance`` once at its end.
+
+    A pass that fails before ``advance`` has not changed what the cache holds, as seen from outside.
+    """
+
+    def positions(self, batch: int, time: int) -> Int64[Tensor, "batch time"]:
+        """Positions of the ``time`` new tokens of each sequence ([1, time] where they are the same for all)."""
+        ...
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Float[Tensor, "batch num_heads time head_dim"],
+        key: Float[Tensor, "batch num_kv_heads time head_dim"],
+        value: Float[Tensor, "batch num_kv_heads time head_dim"],
+    ) -> Float[Tensor, "batch num_heads time head_dim"]:
+        """Store the new keys and values; attend causally over all that the sequence holds, the new ones included."""
+        ...
+
+    def advance(self, time: int) -> None:
+        """All layers are through: ``time`` more tokens are held."""
+        ...
+
+
+class ConcatCache:
+    """Grows by concatenation: correct, short, and slow, since every step copies all it holds."""
+
+    def __init__(self, num_layers: int) -> None:
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+        self.length = 0
+
+    def positions(self, batch: int, time: int) -> Int64[Tensor, "1 time"]:
+        return torch.arange(self.length, self.length + time)[None]
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        old_key, old_value = self.keys[layer_index], self.values[layer_index]
+        if old_key is not None and old_value is not None:
+            # cut to `length`: an earlier pass may have failed after some of its layers
+            key = torch.cat((old_key[:, :, : self.length], key), dim=2)
+            value = torch.cat((old_value[:, :, : self.length], value), dim=2)
+        self.keys[layer_index], self.values[layer_index] = key, value
+        time, total = query.shape[2], key.shape[2]
+        mask = torch.ones(time, total, dtype=torch.bool, device=query.device).tril(total - time)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+
+    def advance(self, time: int) -> None:
+        self.length += time

@@ -1,0 +1,54 @@
+"""Generation without a cache: every step reads the whole text again. Slow and plainly right, so it is the reference
+that every cache and every engine of this course is compared with, token for token."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt: Int64[Tensor, "batch time"],
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    eos_token_id: int | None = None,
+) -> Int64[Tensor, "batch new"]:
+    """The tokens that follow each prompt (prompts not repeated): greedy at temperature 0, else sampled.
+
+    A row that has produced ``eos_token_id`` is filled up with it; generation ends when all rows have.
+
+    Raises:
+        ValueError: the prompt is empty or not 2-D, ``max_tokens`` or ``temperature`` is negative.
+    """
+    if prompt.dim() != 2 or prompt.shape[1] == 0:
+        raise ValueError(f"prompt must have shape [batch, time] with at least one token; got {tuple(prompt.shape)}")
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens must be 0 or more; got {max_tokens}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be 0 or more; got {temperature}")
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(device=prompt.device).manual_seed(seed)
+    tokens = prompt
+    finished = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    for _ in range(max_tokens):
+        next_token = sample(model(tokens)[:, -1], temperature, generator)
+        if eos_token_id is not None:
+            next_token = torch.where(finished, eos_token_id, next_token)
+            finished |= next_token == eos_token_id
+        tokens = torch.cat((tokens, next_token[:, None]), dim=1)
+        if finished.all():
+            break
+    return tokens[:, prompt.shape[1] :]
+
+
+def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Int64[Tensor, "batch"]:
+    """One token a row of ``logits`` [batch, vocab]."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits / temperature).softmax(dim=-1)
+    return torch.multinomial(probabilities, num_samples=1, generator=generator)[:, 0]

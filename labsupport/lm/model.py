@@ -1,0 +1,199 @@
+"""A Llama, readable from top to bottom: the one language model that every chapter compresses and serves.
+
+The parts are those of Touvron et al. 2023 (arXiv 2302.13971): RMSNorm before each block, rotary position embedding,
+a SwiGLU feed-forward network, and (from Llama 2 on, arXiv 2307.09288) grouped-query attention. Module names are
+Hugging Face's without the leading ``model.``, so published checkpoints load by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .cache import Cache
+
+Rotary = tuple[Tensor, Tensor]  # cosine and sine, each [batch or 1, 1, time, head_dim]
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a Llama. Checks that they fit together, so that a wrong one is found here and not in a matmul."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int | None = None  # None: hidden_size / num_heads
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    max_positions: int = 2048
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads; got {self.num_heads} and {self.num_kv_heads}"
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"hidden_size must be a multiple of num_heads where head_dim is not given; "
+                    f"got {self.hidden_size} and {self.num_heads}"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        if self.head_dim is None or self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (rotary embedding turns pairs); got {self.head_dim}")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... size"]) -> Float[Tensor, "... size"]:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, layer_index: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.layer_index = layer_index
+        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch time hidden"], rotary: Rotary, cache: Cache | None = None
+    ) -> Float[Tensor, "batch time hidden"]:
+        batch, time, _ = x.shape
+        heads = (batch, time, -1, self.head_dim)
+        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_heads, time, head_dim]
+        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_kv_heads, time, head_dim]
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        if cache is None:
+            context = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        else:
+            context = cache.attend(self.layer_index, query, key, value)
+        return self.o_proj(context.transpose(1, 2).reshape(batch, time, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer_index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Float[Tensor, "batch time hidden"], rotary: Rotary, cache: Cache | None = None
+    ) -> Float[Tensor, "batch time hidden"]:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """``model(tokens)`` gives logits; ``model(tokens, cache)`` goes on from what the cache holds."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits of the next token at every position.
+
+        Raises:
+            ValueError: ``tokens`` is not an int64 [batch, time], or holds an id outside of the vocabulary.
+        """
+        return self.lm_head(self.hidden_states(tokens, cache)).float()
+
+    def hidden_states(
+        self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
+    ) -> Float[Tensor, "batch time hidden"]:
+        """What ``lm_head`` reads. Whoever needs one position's logits selects it here, before the costly head."""
+        x, rotary = self.embed(tokens, cache)
+        for layer in self.layers:
+            x = layer(x, rotary, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)
+
+    def embed(
+        self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
+    ) -> tuple[Float[Tensor, "batch time hidden"], Rotary]:
+        """Input of the first layer, and the rotation of each position. Layer-by-layer algorithms start here."""
+        check_tokens(tokens, self.config.vocab_size)
+        batch, time = tokens.shape
+        positions = torch.arange(time)[None] if cache is None else cache.positions(batch, time)
+        x = self.embed_tokens(tokens)
+        return x, self.rotary(positions.to(x.device), x.dtype)
+
+    def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
+        """Cosine and sine for each position (Su et al. 2021, arXiv 2104.09864, eq. 34), angles in float32.
+
+        Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies.
+        """
+        head_dim = self.config.head_dim
+        assert head_dim is not None
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+        angles = positions[..., None].float() * self.config.rope_theta**-exponents  # [batch, time, head_dim / 2]
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # one for all heads
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "batch heads time head_dim"], rotary: Rotary) -> Float[Tensor, "batch heads time head_dim"]:
+    """Turn each pair (x[i], x[i + head_dim/2]) by its angle."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(
+            f"tokens must be int64 with shape [batch, time]; got {tokens.dtype} with shape {tuple(tokens.shape)}"
+        )
+    if tokens.device.type != "cpu" or tokens.numel() == 0:  # looking at values would make a GPU wait
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"tokens must lie in 0..{vocab_size - 1}; got values from {low} to {high}")

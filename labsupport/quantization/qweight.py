@@ -1,0 +1,205 @@
+"""A quantized weight as it lies in memory: packed codes, one scale and one zero point a row and group.
+
+Every weight-only method (round-to-nearest, GPTQ, AWQ) picks its codes differently and ends here. Storage is that of
+GPTQ checkpoints: float16 scales and zero points of `bits` bits, 4 + (16 + 4) / 128 = 4.156 bits a weight for 4 bits
+and groups of 128. Rounding a scale *after* the codes are chosen would move every level, so `find_scale_zero` rounds it
+before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from labsupport.quantization.affine import check_bits, check_finite, qparams_from_range
+from labsupport.quantization.packing import pack, unpack
+
+# Where float16 keeps its 11 bits of precision. Scales outside stay float32.
+_HALF_NORMAL = (2.0**-14, 65504.0)
+
+
+def find_scale_zero(
+    weight_group: Float[Tensor, "*lead group_size"], bits: int, symmetric: bool = False
+) -> tuple[Float[Tensor, "*lead"], Int[Tensor, "*lead"]]:
+    """Scale (float32) and zero point (int32) of weights that share them, for codes 0 .. 2**bits - 1.
+
+    Asymmetric: the range is that of the group, extended to 0. Symmetric: scale 2 max|w| / (2**bits - 1), zero point
+    2**(bits - 1). These are the grids of the GPTQ authors' code (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
+    All-zero groups get scale 1. The scale is a float16 number already, rounded up so that the grid still covers
+    the group; where float16 would lose it (below 6.1e-5, above 65504) it stays float32.
+    """
+    check_bits(bits)
+    weight_group = weight_group.float()
+    low, high = weight_group.amin(-1), weight_group.amax(-1)
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        check_finite(weight_group, "weight")
+    return scale_zero_from_range(low, high, bits, symmetric)
+
+
+def scale_zero_from_range(
+    low: Float[Tensor, "*lead"], high: Float[Tensor, "*lead"], bits: int, symmetric: bool = False
+) -> tuple[Float[Tensor, "*lead"], Int[Tensor, "*lead"]]:
+    """find_scale_zero for a range that is known already, for example after clipping."""
+    exact = qparams_from_range(low, high, bits, symmetric, full_range=symmetric)
+    scale = round_scale(exact.scale)
+    if symmetric:
+        return scale, torch.full_like(exact.zero_point, 2 ** (bits - 1))
+    zero_point = torch.round(-low.clamp(max=0) / scale).clamp(0, 2**bits - 1)
+    return scale, zero_point.to(torch.int32)
+
+
+def round_scale(scale: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
+    """Each scale rounded up to a float16 number, returned as float32; unchanged where float16 is not precise."""
+    half = scale.half()
+    up = torch.where(half.float() < scale, torch.nextafter(half, torch.full_like(half, math.inf)), half).float()
+    smallest, largest = _HALF_NORMAL
+    return torch.where((scale >= smallest) & (up <= largest), up, scale)
+
+
+def quantize_to_codes(
+    weight: Float[Tensor, "*shape"], scale: Float[Tensor, "*shape"], zero_point: Int[Tensor, "*shape"], bits: int
+) -> UInt8[Tensor, "*shape"]:
+    """Codes 0 .. 2**bits - 1 of the nearest levels; scale and zero_point broadcast to the weight."""
+    return (torch.round(weight / scale) + zero_point).clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def resolve_group_size(group_size: int | None, in_features: int) -> int:
+    """None or -1: one group a row (per output channel); a group never exceeds the row."""
+    if group_size is None or group_size == -1:
+        return max(in_features, 1)
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise ValueError(f"group_size must be a positive integer, or None for one group a row, got {group_size!r}")
+    return min(group_size, max(in_features, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """Packed codes and their grid. Build it with `from_codes`.
+
+    packed: [out, ceil(in * bits / 8)] uint8, see packing.py
+    scale: [out, groups], float16 where that loses nothing, else float32
+    packed_zero_point: [ceil(out * groups * bits / 8)] uint8
+    group_index: [in] int32, each column's group (GPTQ's act-order with dynamic groups); None: column // group_size
+    input_scale: [in] float32, AWQ's scales where no layer before takes them: the codes hold weight * input_scale
+    """
+
+    packed: UInt8[Tensor, "out bytes"]
+    scale: Float[Tensor, "out groups"]
+    packed_zero_point: UInt8[Tensor, " zero_bytes"]
+    bits: int
+    group_size: int
+    shape: tuple[int, int]
+    group_index: Int[Tensor, " in"] | None = None
+    input_scale: Float[Tensor, " in"] | None = None
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: UInt8[Tensor, "out in"],
+        scale: Float[Tensor, "out groups"],
+        zero_point: Int[Tensor, "out groups"],
+        bits: int,
+        group_size: int | None,
+        group_index: Int[Tensor, " in"] | None = None,
+        input_scale: Float[Tensor, " in"] | None = None,
+    ) -> QuantizedWeight:
+        """Pack codes in 0 .. 2**bits - 1. Symmetric codes are given offset by 2**(bits-1), with that zero point.
+
+        Loses nothing: scales are stored as float16 only if all of them are float16 numbers (find_scale_zero sees to
+        it). ValueError if shapes do not fit, a code or zero point needs more than `bits` bits, or a scale is not > 0.
+        """
+        check_bits(bits)
+        if codes.dim() != 2:
+            raise ValueError(f"codes must have shape [out, in], got {list(codes.shape)}")
+        out_features, in_features = codes.shape
+        group_size = resolve_group_size(group_size, in_features)
+        grid = (out_features, math.ceil(in_features / group_size))
+        _check_grid(scale, zero_point, bits, grid)
+        _check_columns("group_index", group_index, in_features)
+        _check_columns("input_scale", input_scale, in_features)
+        if group_index is not None and in_features:
+            lowest, highest = int(group_index.min()), int(group_index.max())
+            if not 0 <= lowest <= highest < grid[1]:
+                raise ValueError(f"group_index must lie in 0..{grid[1] - 1}, got {lowest}..{highest}")
+        return cls(
+            packed=pack(codes, bits),
+            scale=_as_half_if_exact(scale),
+            packed_zero_point=pack(zero_point.flatten().to(torch.uint8), bits),
+            bits=bits,
+            group_size=group_size,
+            shape=(out_features, in_features),
+            group_index=None if group_index is None else group_index.to(torch.int32),
+            input_scale=None if input_scale is None else input_scale.float(),
+        )
+
+    def codes(self) -> UInt8[Tensor, "out in"]:
+        """The codes, one a byte."""
+        return unpack(self.packed, self.bits, self.shape[1])
+
+    @property
+    def zero_point(self) -> Int[Tensor, "out groups"]:
+        """int32, unpacked."""
+        count = self.scale.numel()
+        return unpack(self.packed_zero_point, self.bits, count).view(self.scale.shape).to(torch.int32)
+
+    def dequantize(self) -> Float[Tensor, "out in"]:
+        """The float32 weight to multiply the original inputs with."""
+        columns = self._group_of_column()
+        weight = self.codes().float()
+        weight -= self.zero_point.float()[:, columns]
+        weight *= self.scale.float()[:, columns]
+        return weight if self.input_scale is None else weight / self.input_scale
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored: codes, scales, zero points and, where present, indices and input scales."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 nbytes / (out * in): the honest number, metadata included."""
+        return 8 * self.nbytes / max(self.shape[0] * self.shape[1], 1)
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same weight on another device."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(device)
+        return QuantizedWeight(**values)
+
+    def _group_of_column(self) -> Int[Tensor, " in"]:
+        if self.group_index is not None:
+            return self.group_index
+        return torch.arange(self.shape[1], device=self.packed.device) // self.group_size
+
+
+def _check_grid(scale: Tensor, zero_point: Tensor, bits: int, grid: tuple[int, int]) -> None:
+    for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+        if tuple(tensor.shape) != grid:
+            raise ValueError(f"{name} must have shape [out, groups] = {list(grid)}, got {list(tensor.shape)}")
+    if scale.numel() == 0:
+        return
+    check_finite(scale, "scale")
+    if float(scale.min()) <= 0:
+        raise ValueError(f"scale must be positive, got {float(scale.min())}")
+    if not 0 <= float(zero_point.min()) <= float(zero_point.max()) < 2**bits:
+        raise ValueError(f"zero_point must lie in 0..{2**bits - 1}, got {zero_point.min()}..{zero_point.max()}")
+    if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
+        raise ValueError("zero_point must hold integers")
+
+
+def _check_columns(name: str, tensor: Tensor | None, in_features: int) -> None:
+    if tensor is not None and tuple(tensor.shape) != (in_features,):
+        raise ValueError(f"{name} must have shape [in] = [{in_features}], got {list(tensor.shape)}")
+
+
+def _as_half_if_exact(scale: Tensor) -> Tensor:
+    half = scale.half()
+    return half if torch.equal(half.to(scale.dtype), scale) else scale.float()

@@ -1,0 +1,32 @@
+"""Round-to-nearest: every weight to the closest level of its group's grid. The baseline of every other method."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from labsupport.quantization.affine import check_bits, check_finite, from_groups, to_groups
+from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, quantize_to_codes, resolve_group_size
+
+
+def rtn_quantize(
+    weight: Float[Tensor, "out in"], bits: int = 4, group_size: int | None = 64, symmetric: bool = False
+) -> QuantizedWeight:
+    """Quantize a weight with no data: no value is wrong by more than half a step of its own row and group.
+
+    group_size: consecutive columns of a row that share a scale; None or -1 means the whole row (per channel). The
+    last group may be smaller. ValueError for bits outside 2..8, a weight that is not [out, in] or not finite.
+    """
+    check_bits(bits)
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"weight must be floating point of shape [out, in], got {weight.dtype} {list(weight.shape)}")
+    weight = weight.detach().float()
+    check_finite(weight, "weight")
+    in_features = weight.shape[1]
+    group_size = resolve_group_size(group_size, in_features)
+
+    scale, zero_point = find_scale_zero(to_groups(weight, group_size), bits, symmetric)
+    codes = quantize_to_codes(
+        weight, from_groups(scale, group_size, in_features), from_groups(zero_point, group_size, in_features), bits
+    )
+    return QuantizedWeight.from_codes(codes, scale, zero_point, bits, group_size)

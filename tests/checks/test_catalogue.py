@@ -1,0 +1,85 @@
+"""The graders are graded: right answers pass whatever the seed, wrong ones fail with the message meant for them."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from labsupport.checks import PUBLIC_SEED, exercise, exercises
+from labsupport.grading.release import cut_solution
+
+CATALOGUE = runpy.run_path(str(Path(__file__).parent / "catalogue" / "load.py"))
+ANSWERS = {name: CATALOGUE["answers"](name) for name in exercises()}
+RIGHT = [answer for right, _ in ANSWERS.values() for answer in right]
+WRONG = [answer for _, wrong in ANSWERS.values() for answer in wrong]
+
+
+def names_of(answer) -> str:
+    return f"{answer.exercise[:4]}: {answer}"
+
+
+def namespace_of(cells: dict[str, str]) -> dict:
+    """What a kernel's `__main__` holds after running the cells."""
+    namespace = {"__name__": "__main__", "torch": torch}
+    for cell, source in cells.items():
+        filename = f"<{cell}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        exec(compile(source, filename, "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("seed", [PUBLIC_SEED, 0, 1])
+@pytest.mark.parametrize("answer", RIGHT, ids=names_of)
+def test_right_answers_get_full_marks(answer, seed, capfd):
+    verdicts = exercise(answer.exercise).grade(namespace_of(answer.cells), seed)
+    assert [verdict.message for verdict in verdicts.values() if not verdict.passed] == []
+    assert sum(verdict.points for verdict in verdicts.values()) == exercise(answer.exercise).points
+    assert capfd.readouterr() == ("", "")  # what the answer prints does not reach the notebook
+
+
+@pytest.mark.parametrize("seed", [PUBLIC_SEED, 3])
+@pytest.mark.parametrize("answer", WRONG, ids=names_of)
+def test_wrong_answers_fail_with_the_message_meant_for_them(answer, seed):
+    verdicts = exercise(answer.exercise).grade(namespace_of(answer.cells), seed)
+    failed = {name: verdict for name, verdict in verdicts.items() if not verdict.passed}
+    assert failed, "a wrong answer passes"
+    first = next(iter(failed))
+    assert first == answer.check, failed[first].message
+    assert answer.phrase in failed[first].message
+    assert "\n" not in failed[first].message
+    assert "cannot be judged" not in "".join(verdict.message for verdict in failed.values())
+    assert all(verdict.attempted and verdict.points == 0 for verdict in failed.values())
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_the_stub_is_not_attempted_and_earns_nothing(name):
+    stub = {cell: cut_solution(source) for cell, source in CATALOGUE["model_answer"](name).items()}
+    for verdict in exercise(name).grade(namespace_of(stub)).values():
+        assert not verdict.passed and not verdict.attempted and verdict.points == 0
+        assert "not attempted yet: fill in the answer cell above" in verdict.message
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_the_catalogue_is_large_enough(name):
+    right, wrong = ANSWERS[name]
+    assert len(right) >= 5 and len(wrong) >= 10
+    assert {answer.check for answer in wrong} == {check.name for check in exercise(name).checks}
+    sources = [ast.unparse(ast.parse("\n".join(answer.cells.values()))) for answer in right + wrong]
+    assert len(set(sources)) == len(sources)
+
+
+def test_points_are_those_of_the_course():
+    points = {name: exercise(name).points for name in exercises()}
+    assert points["ex01_int8_symmetric"] == 10
+    assert points["ex04_gptq"] == 20
+
+
+def test_e14_gptq_that_ignores_its_inputs_keeps_the_points_for_rounding():
+    (answer,) = [answer for answer in ANSWERS["ex04_gptq"][1] if answer.name.startswith("E14")]
+    verdicts = exercise("ex04_gptq").grade(namespace_of(answer.cells))
+    assert [name for name, verdict in verdicts.items() if verdict.passed] == ["check_levels", "check_grid"]

@@ -1,0 +1,263 @@
+"""Exercises are made from solutions: nothing leaks, nothing is lost, the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import labsupport
+from labsupport.checks import exercise, exercises
+from labsupport.grading.release import (
+    compare,
+    cut_solution,
+    make_exercise,
+    place_answers,
+    read_answers,
+    read_notebook,
+    release,
+    to_text,
+    write_atomically,
+)  # fmt: skip
+
+ROOT = Path(__file__).parents[2]
+
+ANSWER = '''
+SECRET_BEFORE = "kept: it stands outside of the markers"
+
+
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    return helper(x)  # secret
+    ### END SOLUTION
+
+
+class Counter:
+    def count(self):
+        ### BEGIN SOLUTION
+        return 1  # secret
+        ### END SOLUTION
+
+
+### BEGIN SOLUTION
+def helper(x):
+    return 2 * x  # secret
+### END SOLUTION
+'''.strip()
+
+
+def solution() -> nbformat.NotebookNode:
+    check = new_code_cell("check(double)", id="check-double", metadata={"tags": ["check"]}, execution_count=41)
+    check.outputs = [new_output("stream", name="stdout", text="✓ fine\n")]
+    look = new_code_cell(
+        "double(2)",
+        id="look",
+        execution_count=9,
+        metadata={"scrolled": True, "execution": {"iopub.execute_input": "now"}},
+    )
+    look.outputs = [new_output("execute_result", data={"text/plain": "4"}, execution_count=9)]
+    cells = [
+        new_markdown_cell("# Task", id="task"),
+        new_code_cell(
+            ANSWER,
+            id="answer-double",
+            metadata={"tags": ["answer", "nbval-ignore-output"], "nbgrader": {"grade": False}},
+        ),
+        look,
+        check,
+        new_markdown_cell("why it works", id="discussion", metadata={"tags": ["solution"]}),
+    ]
+    notebook = new_notebook(
+        cells=cells,
+        metadata={
+            "widgets": {"state": 1},
+            "celltoolbar": "Tags",
+            "language_info": {"version": "3.99", "name": "python"},
+        },
+    )
+    notebook.nbformat_minor = 5
+    return notebook
+
+
+@pytest.fixture
+def course(tmp_path):
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "ex.ipynb").write_text(to_text(solution()), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_repository_is_in_step():
+    report = release(ROOT, check=True)
+    assert report.in_step, str(report)
+    assert [name.removesuffix(".ipynb") for name in report.unchanged] == exercises()
+
+
+def test_the_solution_is_cut_and_the_frame_of_the_answer_kept():
+    stub = cut_solution(ANSWER)
+    assert "secret" not in stub.replace("SECRET_BEFORE", "") and "SOLUTION" not in stub and "helper" not in stub
+    namespace: dict = {}
+    exec(stub, namespace)
+    assert namespace["double"].__doc__ == "Twice x." and namespace["SECRET_BEFORE"]
+    for function in (lambda: namespace["double"](1), namespace["Counter"]().count):
+        with pytest.raises(NotImplementedError):
+            function()
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("def f():\n    return 42", "nothing would be cut"),
+    ("def f():\n    '''raise NotImplementedError'''\n    return 42", "nothing would be cut"),
+    ("def f():\n    raise ValueError", "nothing would be cut"),
+    ("def f():\n    ### BEGIN SOLUTION\n    return 42", "has no '### END SOLUTION'"),
+    ("def f():\n    return 42\n    ### END SOLUTION", "where the other marker is due"),
+    ("def f():\n    ### BEGIN SOLUTION\n    ### BEGIN SOLUTION\n    return 42", "where the other marker is due"),
+    ("def f():\n### BEGIN SOLUTION\n    return 42\n### END SOLUTION", "does not parse"),
+    ("### BEGIN SOLUTION\nx = 42\n### END SOLUTION", "nothing would be cut"),
+])  # fmt: skip
+def test_a_cell_that_would_leak_or_break_stops_the_release(source, message):
+    with pytest.raises(ValueError, match=message):
+        cut_solution(source, "ex.ipynb, cell a")
+
+
+def test_an_exercise_keeps_ids_tags_and_check_output_and_nothing_else(course):
+    release(course)
+    made = read_notebook(course / "exercises" / "ex.ipynb")
+    nbformat.validate(made)
+    cells = {cell.id: cell for cell in made.cells}
+    assert list(cells) == ["task", "answer-double", "look", "check-double"]
+    assert cells["answer-double"].metadata == {"tags": ["answer", "nbval-ignore-output"], "nbgrader": {"grade": False}}
+    assert cells["look"].outputs == [] and cells["look"].execution_count is None and cells["look"].metadata == {}
+    assert cells["check-double"].outputs[0].text == "✓ fine\n"
+    assert cells["check-double"].execution_count == 3  # as after "run all"
+    assert made.metadata.kernelspec.name == "python3" and made.metadata.celltoolbar == "Tags"
+    assert "widgets" not in made.metadata and "version" not in made.metadata.language_info
+    assert (made.nbformat, made.nbformat_minor) == (4, 5)
+
+
+def test_release_is_deterministic_and_leaves_no_other_files(course):
+    assert release(course).written == ["ex.ipynb"]
+    first = (course / "exercises" / "ex.ipynb").read_bytes()
+    again = release(course)
+    assert again.written == [] and again.unchanged == ["ex.ipynb"]
+    rerun = solution()  # the author ran cells in another order, on another day
+    rerun.cells[3].execution_count = 7
+    rerun.cells[3].metadata["execution"] = {"iopub.execute_input": "later"}
+    (course / "solutions" / "ex.ipynb").write_text(to_text(rerun), encoding="utf-8")
+    assert release(course).unchanged == ["ex.ipynb"]
+    assert (course / "exercises" / "ex.ipynb").read_bytes() == first
+    assert first.endswith(b"}\n") and b"\r" not in first
+    assert sorted(path.name for path in (course / "exercises").iterdir()) == ["ex.ipynb"]
+
+
+def test_check_says_what_differs_and_writes_nothing(course):
+    assert release(course, check=True).stale == {"ex.ipynb": ["missing: not released yet"]}
+    assert not (course / "exercises").exists()
+    release(course)
+    target = course / "exercises" / "ex.ipynb"
+    tampered = json.loads(target.read_text(encoding="utf-8"))
+    tampered["cells"][1]["source"] = "pass"
+    del tampered["cells"][0]
+    target.write_text(json.dumps(tampered), encoding="utf-8")
+    (course / "exercises" / "old.ipynb").write_text("{}")
+    before = target.read_bytes()
+    report = release(course, check=True)
+    assert report.stale == {"ex.ipynb": ["cell answer-double: other source", "cell task: missing"]}
+    assert report.orphans == ["old.ipynb"] and not report.in_step
+    assert target.read_bytes() == before
+    for text in ("stale      ex.ipynb", "cell task: missing", "orphan     old.ipynb"):
+        assert text in str(report)
+
+
+def test_compare_reads_anything(course):
+    wanted = to_text(make_exercise(solution()))
+    assert compare(b"\xff\xfe garbage", wanted)[0].startswith("not a notebook")
+    assert compare(wanted.replace('"python3"', '"other"').encode(), wanted) == [
+        "other metadata, order of cells or formatting"
+    ]
+
+
+@pytest.mark.parametrize(("cell", "change", "message"), [
+    (3, {"outputs": []}, "check-double: a check cell must be stored as it passes, it has no output"),
+    (3, {"execution_count": None}, "check-double: a check cell must be stored as it passes"),
+    (3, {"outputs": [new_output("error", ename="CheckFailed", evalue="no", traceback=[])]}, "it has an error"),
+    (2, {"id": "task"}, "an id of its own"),
+    (2, {"id": None}, "an id of its own"),
+    (2, {"source": ANSWER}, "look: has a solution marker but not the tag"),
+    (1, {"source": "def f():\n    return 42"}, "answer-double: an answer cell needs"),
+])  # fmt: skip
+def test_a_solution_that_cannot_be_released_changes_no_file(course, cell, change, message):
+    release(course)
+    good = (course / "exercises" / "ex.ipynb").read_bytes()
+    broken = solution()
+    broken.cells[cell].update(change)
+    (course / "solutions" / "zz.ipynb").write_text(json.dumps(broken), encoding="utf-8")  # to_text would mend ids
+    (course / "solutions" / "aa.ipynb").write_text(to_text(solution()), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"zz.ipynb.*{message}"):
+        release(course)
+    assert (course / "exercises" / "ex.ipynb").read_bytes() == good
+    assert not (course / "exercises" / "aa.ipynb").exists()
+
+
+def test_no_solutions_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must hold solutions/\*.ipynb"):
+        release(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "a.ipynb"
+    write_atomically(target, "old")
+    mode = target.stat().st_mode & 0o777
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    assert mode == 0o644
+
+
+def test_answers_are_read_and_placed_by_id():
+    pristine = make_exercise(solution())
+    filled = place_answers(pristine, {"answer-double": "def double(x): return 2 * x"})
+    assert read_answers(filled) == {"answer-double": "def double(x): return 2 * x"}
+    assert read_answers(pristine)["answer-double"] != read_answers(filled)["answer-double"]
+    with pytest.raises(ValueError, match="check-double"):
+        place_answers(pristine, {"check-double": "pass"})
+
+
+# The exercises of this course ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_an_exercise_is_put_together_as_the_course_asks(name):
+    notebook = read_notebook(ROOT / "exercises" / f"{name}.ipynb")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tags = {cell.id: cell.metadata.get("tags", []) for cell in notebook.cells}
+    checks = [cell for cell in code if "check" in tags[cell.id]]
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert [cell.source.split(".")[1].split("(")[0] for cell in checks] == [
+        check.name for check in exercise(name).checks
+    ]
+    assert [cell.id.replace("-", "_") for cell in checks] == [check.name for check in exercise(name).checks]
+    assert f"**{exercise(name).points} points" in text
+    assert "BEGIN SOLUTION" not in text and "discussion" not in tags
+    assert all("nbval-ignore-output" in tags[i] for i in tags if "answer" in tags[i])
+    assert "## Theory in five lines" in text and "](../notebooks/" in text and text.count("<details>") >= 3
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code if cell not in checks)
+    for cell in checks:
+        (output,) = cell.outputs
+        assert output.text.startswith("✓") and output.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", ["solutions", "exercises"])
+@pytest.mark.parametrize("name", exercises())
+def test_colab_installs_from_the_one_address(name, folder):
+    first = next(cell for cell in read_notebook(ROOT / folder / f"{name}.ipynb").cells if cell.cell_type == "code")
+    assert [line for line in first.source.splitlines() if "://" in line] == [f'COURSE_URL = "{labsupport.COURSE_URL}"']
+    assert '"google.colab" in sys.modules' in first.source and '"--no-deps"' in first.source
