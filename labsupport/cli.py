@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,16 +105,18 @@ def compress(
         typer.echo(str(lm))
         windows = _windows(lm, text, sequences, seq_len)
         small = quantize_model(lm.model, windows, method=method.value, bits=bits, group_size=group_size)
-        settings: dict[str, Any] = {"method": method.value, "bits": bits, "group_size": group_size}
-        record = {"labsupport": __version__, "model": lm.name, "source": lm.source, **settings}
+        report: Any = small.quantization_report
+        record: dict[str, Any] = {"labsupport": __version__, "model": lm.name, "source": lm.source}
+        record |= {"method": method.value, "bits": report.bits, "group_size": group_size}
         record |= {"calibration": {"sequences": len(windows), "seq_len": seq_len}}
+        record |= {"report": {"bits_per_weight": report.bits_per_weight, **asdict(report)}}
         if evaluate:
             record["perplexity"] = _perplexities(lm, small, seq_len)
         save_compressed(small, record, out)
-        before, after = _bytes(lm.model), _bytes(small)
-        typer.echo(f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({before / after:.2f} times smaller), in {out}")
-        for name, value in record.get("perplexity", {}).items():
-            typer.echo(f"perplexity {name}: {value:.3f}")
+        typer.echo(str(report))
+        if evaluate:
+            typer.echo("perplexity {before:.3f} -> {after:.3f}".format(**record["perplexity"]))
+        typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -167,10 +170,6 @@ def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensor.numel():
             kept.setdefault(tensor.data_ptr(), name)
     return {name: tensor.contiguous() for name, tensor in state.items() if kept.get(tensor.data_ptr(), name) == name}
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _without_ties(model.state_dict()).values())
 
 
 def _windows(lm: LanguageModel, text: str, sequences: int, seq_len: int) -> list[Tensor]:

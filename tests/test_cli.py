@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from labsupport import __version__, cli, doctor
 from labsupport.cli import app
+from labsupport.lm import Llama, corpus, load_lm, perplexity
+from labsupport.quantization import quantize_model
 
 runner = CliRunner()
 
@@ -94,15 +96,28 @@ def test_compress_writes_a_smaller_model_and_a_record(tmp_path: Path) -> None:
     out = tmp_path / "small"
     arguments = ("--method", "rtn", "--bits", 4, "--group-size", 32, "--sequences", 2, "--seq-len", 64, "--evaluate")
     output = invoke("compress", "tiny", "--out", out, *arguments)
-    assert "times smaller" in output
+    assert {path.name for path in tmp_path.iterdir()} == {"small"}
     record = json.loads((out / "compression.json").read_text(encoding="utf-8"))
     assert (record["model"], record["method"], record["bits"], record["group_size"]) == ("tiny", "rtn", 4, 32)
-    assert record["perplexity"]["before"] < record["perplexity"]["after"] < 1.5 * record["perplexity"]["before"]
+    before, after = record["perplexity"]["before"], record["perplexity"]["after"]
+    assert before < after < 1.5 * before
+    assert f"perplexity {before:.3f} -> {after:.3f}" in output
+    report = record["report"]
+    assert report["bytes_after"] < report["bytes_before"] / 2
+    assert 4 < report["bits_per_weight"] < 6
+    assert {layer["name"] for layer in report["layers"]} > {"layers.0.self_attn.q_proj", "layers.3.mlp.down_proj"}
+
+    # what was written is the compressed model: it turns an untrained one, quantized the same way, into it
     weights = load_file(out / "model.safetensors")
-    original = Path(doctor.PACKAGE, "lm", "weights", "model.safetensors")
-    in_float32 = 2 * original.stat().st_size  # shipped as float16
-    assert sum(tensor.nbytes for tensor in weights.values()) < in_float32 / 2
-    assert {path.name for path in tmp_path.iterdir()} == {"small"}
+    assert sum(tensor.nbytes for tensor in weights.values()) == report["bytes_after"]
+    lm = load_lm("tiny")
+    torch.manual_seed(0)
+    window = torch.arange(64)
+    loaded = quantize_model(Llama(lm.model.config), [window], "rtn", bits=4, group_size=32, progress=False)
+    missing, unexpected = loaded.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embedding
+    evaluation = torch.tensor(lm.tokenizer.encode(corpus("evaluation")))[: 8 * 64]
+    assert perplexity(loaded, evaluation, seq_len=64) == pytest.approx(after, rel=1e-5)
 
 
 @pytest.mark.parametrize(

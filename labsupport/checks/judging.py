@@ -30,7 +30,8 @@ def returned(outcome: Mapping[str, Any], case: str, hint: str = "") -> Plain:
     error = outcome["raised"]
     if error["not_attempted"]:
         raise Wrong("not attempted yet: fill in the answer cell above", attempted=False)
-    where = f" (line {error['line']} of its cell: {error['code']})" if error["line"] else ""
+    code = f": {error['code']}" if error["code"] else ""
+    where = f" (line {error['line']} of its cell{code})" if error["line"] else ""
     cause = f"{error['type']}: {error['message']}".removesuffix(": ")
     raise Wrong(f"for {case} your code raised {cause}{where}{hint and '; '}{hint}")
 

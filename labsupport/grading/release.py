@@ -140,6 +140,7 @@ def make_exercise(solution: Notebook, name: str = "notebook") -> Notebook:
             raise ValueError(f"{where}: has a solution marker but not the tag `answer`")
         if "check" in tags:
             _require_good_output(cell, where)
+            cell.outputs = _joined(cell.outputs)
             cell.execution_count = count  # as after "run all", whatever the order in which it really ran
         elif cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -234,6 +235,17 @@ def _read_solution(path: Path) -> Notebook:
     if None in ids or len(set(ids)) < len(ids):
         raise ValueError(f"{path.name}: every cell must have an id of its own (nbformat 4.5), got {ids}")
     return read_notebook(path)
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """One output for what a kernel published in pieces: how a stream is cut depends on the clock."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" and output.get("name") == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _require_good_output(cell: Notebook, where: str) -> None:

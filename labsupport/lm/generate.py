@@ -46,7 +46,7 @@ def generate(
     return tokens[:, prompt.shape[1] :]
 
 
-def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Int64[Tensor, "batch"]:
+def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Int64[Tensor, " batch"]:
     """One token a row of ``logits`` [batch, vocab]."""
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -79,14 +79,12 @@ def train(
     return report
 
 
-def training_tokens() -> Int64[Tensor, "n"]:
+def training_tokens() -> Int64[Tensor, " n"]:
     tokenizer = ByteTokenizer()
     tokens: list[int] = []
     for index, document in enumerate(training_documents()):
-        repeats = (
-            3 if index == 0 else 1
-        )  # the language reference is the text that the model is measured on: see it more
-        tokens += (tokenizer.encode(document) + [tokenizer.eos_token_id]) * repeats
+        # the first is the language reference, whose rest the model is measured on: see more of it
+        tokens += [*tokenizer.encode(document), tokenizer.eos_token_id] * (3 if index == 0 else 1)
     return torch.tensor(tokens)
 
 

@@ -1,29 +1,26 @@
 """AWQ: scale up the input channels that matter before rounding, and clip each group's range.
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978).
-A weight's rounding error is multiplied by its input, so channels with large inputs deserve a finer grid. Multiplying their
-columns by s and dividing the inputs by s leaves the product as it was and divides their share of the error by s; too
-large an s widens the grid of the whole group. The best s is searched (equations 4 and 5): s = mean|x|^ratio for
-20 ratios, judged on the layer's output error. That error is tr(dW G dWᵀ) with G = XᵀX / n, so the inputs
-are read once, whatever number of scales are tried.
+A weight's rounding error is multiplied by its input, so channels with large inputs deserve a finer grid. Multiplying
+their columns by s and dividing the inputs by s leaves the product as it was and divides their share of the error by s;
+too large an s widens the grid of the whole group. The best s is searched (equations 4 and 5): s = mean|x|^ratio for 20
+ratios, judged on the layer's output error. That error is tr(dW G dWᵀ) with G = XᵀX / n, so the inputs are read once,
+however many scales are tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.quantization.affine import check_bits, check_finite, from_groups, to_groups
-from labsupport.quantization.qweight import (
-    QuantizedWeight,
-    find_scale_zero,
-    quantize_to_codes,
-    resolve_group_size,
-)
+from labsupport.quantization.affine import check_bits, check_finite, to_groups
+from labsupport.quantization.gptq import HessianAccumulator
+from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, resolve_group_size
+from labsupport.quantization.rtn import rtn_quantize
 
 NUM_RATIOS = 20
 MAX_SHRINK = 0.5
@@ -39,9 +36,9 @@ def awq_quantize(
 ) -> QuantizedWeight:
     """Quantize one layer's weight by the scale, and with ``clip`` the ranges, that serve ``inputs`` best.
 
-    The result's `input_scale` holds s, and its ``dequantize()`` divides it out again: that is the weight for the original
-    inputs. (Within a model, `quantize_model` folds s into the layer before instead.) On ``inputs`` the output error is
-    never above that of round-to-nearest, which is ratio 0 without clipping.
+    The result's `input_scale` holds s, and its ``dequantize()`` divides it out again: that is the weight for the
+    original inputs. (Within a model, `quantize_model` folds s into the layer before instead.) On ``inputs`` the output
+    error is never above that of round-to-nearest, which is ratio 0 without clipping.
 
     Raises:
         ValueError: bits outside 2..8; shapes that do not fit; no inputs; a value that is not finite.
@@ -52,11 +49,7 @@ def awq_quantize(
     scaled, stats = weight * scale, stats.scaled(scale)
     if clip:
         scaled = clip_weight(scaled, stats, bits, group_size)
-    grid_scale, zero_point = find_scale_zero(to_groups(scaled, group_size), bits)
-    columns = weight.shape[1]
-    codes = quantize_to_codes(scaled, from_groups(grid_scale, group_size, columns),
-                              from_groups(zero_point, group_size, columns), bits)  # fmt: skip
-    return QuantizedWeight.from_codes(codes, grid_scale, zero_point, bits, group_size, input_scale=scale)
+    return replace(rtn_quantize(scaled, bits, group_size), input_scale=scale)
 
 
 @dataclass
@@ -69,6 +62,21 @@ class InputStats:
 
     mean_abs: Float[Tensor, " in"]
     gram: Float[Tensor, "in in"]
+
+    @classmethod
+    def of(cls, batches: Iterable[Float[Tensor, "*lead in"]]) -> InputStats:
+        """Over all tokens of all batches."""
+        accumulator: HessianAccumulator | None = None
+        total = torch.zeros(())
+        for batch in batches:
+            if accumulator is None:
+                accumulator = HessianAccumulator(batch.shape[-1], batch.device)
+                total = torch.zeros(batch.shape[-1], device=batch.device)
+            accumulator.add(batch)
+            total += batch.float().abs().flatten(0, -2).sum(0)
+        if accumulator is None or accumulator.num_tokens == 0:
+            raise ValueError("inputs must hold at least one token, got none")
+        return cls(total / accumulator.num_tokens, accumulator.hessian / 2)
 
     def scaled(self, scale: Float[Tensor, " in"]) -> InputStats:
         """Those of the inputs divided by ``scale``."""
@@ -85,9 +93,8 @@ class ScaleSearch:
     errors: list[float]
 
 
-def search_scale(
-    weight: Float[Tensor, "out in"], stats: InputStats, bits: int, group_size: int
-) -> ScaleSearch:
+@torch.no_grad()
+def search_scale(weight: Float[Tensor, "out in"], stats: InputStats, bits: int, group_size: int) -> ScaleSearch:
     """Try s = mean|x|^ratio / sqrt(max · min) for the ratios 0, 1/20, ... 19/20 on all rows together.
 
     Layers that read the same inputs share s: give their weights as one, rows below rows.
@@ -98,7 +105,7 @@ def search_scale(
     for rows in weight.split(256):  # few enough to stay in the processor's cache
         for i, scale in enumerate(scales):
             moved = _round_trip(rows * scale, bits, group_size).div_(scale).sub_(rows)
-            errors[i] += output_error(moved, stats.gram)
+            errors[i] += float(row_errors(moved, stats.gram).sum())
     best = min(range(NUM_RATIOS), key=errors.__getitem__)
     return ScaleSearch(scales[best], ratios[best], ratios, errors)
 
@@ -109,13 +116,14 @@ def channel_scale(mean_abs: Float[Tensor, " in"], ratio: float) -> Float[Tensor,
     return scale / (scale.max() * scale.min()).sqrt()
 
 
+@torch.no_grad()
 def clip_weight(
     weight: Float[Tensor, "out in"], stats: InputStats, bits: int, group_size: int
 ) -> Float[Tensor, "out in"]:
-    """Each row's groups clamped to the share (1, 0.95, ... 0.55) of their largest |w| whose rounding error matters least.
+    """Each row's groups clamped to the share (1, 0.95, ... 0.55) of their largest |w| that costs the output least.
 
-    Groups are judged apart, by the error each alone would cause (section 3.2 of the paper's code: `auto_clip`).
-    A row whose total error rises nevertheless, for errors of different groups correlate, keeps its range.
+    Groups are judged apart, by the error each alone would cause, as the authors' code does. A row whose total error
+    rises nevertheless, for the errors of different groups correlate, keeps its range.
     """
     groups = to_groups(weight, group_size)  # [out, groups, size]
     gram = _diagonal_blocks(stats.gram, group_size)  # [groups, size, size]
@@ -131,12 +139,16 @@ def clip_weight(
             best_error = torch.where(better, error, best_error)
             best_limit = torch.where(better, limit, best_limit)
         result.append(rows.clamp(-best_limit, best_limit))
-    return torch.cat(result).flatten(1)[:, : weight.shape[1]]
+    clipped = torch.cat(result).flatten(1)[:, : weight.shape[1]]
+    before, after = (
+        row_errors(_round_trip(candidate, bits, group_size) - weight, stats.gram) for candidate in (weight, clipped)
+    )
+    return torch.where((after < before)[:, None], clipped, weight)
 
 
-def output_error(moved: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> float:
-    """Sum over rows of the mean squared output error that the change ``moved`` of a weight causes."""
-    return float((moved @ gram).mul_(moved).sum())
+def row_errors(moved: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> Float[Tensor, " out"]:
+    """Mean squared error of each output that the change ``moved`` of a weight causes."""
+    return (moved @ gram).mul_(moved).sum(1)
 
 
 def _round_trip(weight: Float[Tensor, "out in"], bits: int, group_size: int) -> Float[Tensor, "out in"]:
@@ -154,3 +166,19 @@ def _diagonal_blocks(gram: Float[Tensor, "in in"], size: int) -> Float[Tensor, "
     missing = -len(gram) % size
     padded = torch.nn.functional.pad(gram, (0, missing, 0, missing))
     return torch.stack([padded[i : i + size, i : i + size] for i in range(0, len(padded), size)])
+
+
+def _checked(weight: Tensor, inputs: Tensor, bits: int) -> tuple[Tensor, InputStats]:
+    check_bits(bits)
+    if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
+        raise ValueError(
+            f"weight must be a floating-point [out, in] with elements, got {weight.dtype} {list(weight.shape)}"
+        )
+    if inputs.dim() < 2 or inputs.shape[-1] != weight.shape[1] or not inputs.is_floating_point():
+        raise ValueError(
+            f"inputs must be floating point of shape [..., in] = [..., {weight.shape[1]}] for weight "
+            f"{list(weight.shape)}, got {inputs.dtype} {list(inputs.shape)}"
+        )
+    check_finite(weight, "weight")
+    check_finite(inputs, "inputs")
+    return weight.detach().float(), InputStats.of([inputs.detach()])

@@ -1,15 +1,16 @@
 """Runs calibration text through a model stage by stage, so that weights can be changed on the way.
 
 A stage is the linear layers that read one input: q, k and v; o; gate and up; down. `stages` stops at each of them with
-its inputs for all windows. Whatever the caller does to the stage's layers there, every later stage sees: this is how GPTQ
-quantizes each layer on the outputs of the already quantized ones, in a single forward pass. Who changes what lies before
-the stage (SmoothQuant and AWQ fold scales into norms) calls `Stage.divide_inputs` as well.
+its inputs for all windows. Whatever the caller does to the stage's layers there, every later stage sees: this is how
+GPTQ quantizes each layer on the outputs of the already quantized ones, in a single forward pass. Who changes what lies
+before the stage (AWQ folds scales into norms) calls `Stage.divide_inputs` as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,24 +28,24 @@ class Stage:
     """
 
     layer_index: int
-    layer: nn.Module
+    layer: Any  # a DecoderLayer; Any, for its layers may be of many kinds
     names: tuple[str, ...]
     inputs: list[Float[Tensor, "windows time in"]]
 
     @property
-    def linears(self) -> list[nn.Module]:
+    def linears(self) -> list[Any]:
         """The layers as they are now."""
         return [self.layer.get_submodule(name) for name in self.names]
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Put ``module`` in the place of one of the stage's layers."""
-        parent, _, child = name.rpartition(".")
-        setattr(self.layer.get_submodule(parent), child, module)
+    @property
+    def full_names(self) -> list[str]:
+        """Within the model, such as "layers.3.self_attn.q_proj"."""
+        return [f"layers.{self.layer_index}.{name}" for name in self.names]
 
     def divide_inputs(self, scale: Float[Tensor, " in"]) -> None:
-        """For whoever multiplies the layers' columns by ``scale`` and folds 1 / scale into what makes their inputs
-        (a norm's weight, the rows of v_proj or up_proj): the inputs that this run has already computed, as they would be."""
-        self.inputs[:] = [batch / scale for batch in self.inputs]
+        """Bring the inputs that this run has already computed in line with a source that was divided by ``scale``:
+        a norm's weight, or the rows of v_proj or up_proj."""
+        self.inputs[:] = [(batch / scale).to(batch.dtype) for batch in self.inputs]
 
     def sample(self, max_tokens: int) -> Float[Tensor, "tokens in"]:
         """At most ``max_tokens`` of the stage's inputs, evenly spread over all windows."""
@@ -58,10 +59,11 @@ def stages(model: nn.Module, windows: Sequence[Int64[Tensor, " time"]], batch_to
 
     batch_tokens: windows of equal length run together up to this many tokens.
     """
-    batches = [model.embed(batch) for batch in batch_windows(windows, batch_tokens)]
+    llama: Any = model
+    batches = [llama.embed(batch) for batch in batch_windows(windows, batch_tokens)]
     hidden = [h for h, _ in batches]
     rotaries = [rotary for _, rotary in batches]
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(llama.layers):
         attention, mlp = layer.self_attn, layer.mlp
         inputs = [layer.input_layernorm(h) for h in hidden]
         yield Stage(index, layer, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), inputs)
@@ -75,7 +77,7 @@ def stages(model: nn.Module, windows: Sequence[Int64[Tensor, " time"]], batch_to
 
         inputs = _without(mlp, "down_proj", [(x,) for x in inputs])
         yield Stage(index, layer, ("mlp.down_proj",), inputs)
-        if index + 1 < len(model.layers):  # nobody reads the last layer's output
+        if index + 1 < len(llama.layers):  # nobody reads the last layer's output
             hidden = [h + mlp.down_proj(x) for h, x in zip(hidden, inputs, strict=True)]
 
 

@@ -67,13 +67,14 @@ def gptq_quantize(
     dead = hessian.diagonal() == 0
     weight[:, dead] = 0
     hessian.diagonal()[dead] = 1  # before damping, or 1 % of the mean of mostly zeros would be no damping at all
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(in_features)
-    factor = inverse_cholesky(hessian[order][:, order], damping)
-    answer = factor / factor.diagonal()[:, None]  # row j: by how much each later column moves for a unit error of column j
+    straight = torch.arange(in_features, device=weight.device)
+    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else straight
+    factor = inverse_cholesky(hessian[order][:, order], damping).float()
+    answer = factor / factor.diagonal()[:, None]  # row j: how far each later column moves for a unit error of column j
 
     columns = weight[:, order].t().contiguous()  # [in, out]: one weight column is one contiguous row
     codes = torch.empty_like(columns)
-    group_of = (order if static else torch.arange(in_features)) // group_size
+    group_of = (order if static else straight) // group_size
     groups = math.ceil(in_features / group_size)
     scale, zero_point = columns.new_empty(groups, len(weight)), columns.new_empty(groups, len(weight))
     if static:
@@ -82,17 +83,19 @@ def gptq_quantize(
 
     for start, stop in _blocks(in_features, block_size, None if static else group_size):
         if not static and start % group_size == 0:  # all earlier errors have reached this group by now
-            group = slice(start, start + group_size)
-            scale[start // group_size], zero_point[start // group_size] = find_scale_zero(columns[group].t(), bits, symmetric)
-        errors = _quantize_block(columns[start:stop], codes[start:stop], answer[start:stop, start:stop],
-                                 scale, zero_point, group_of[start:stop].tolist(), bits)  # fmt: skip
-        columns[stop:].addmm_(answer[start:stop, stop:].t(), errors, alpha=-1)
+            group = columns[start : start + group_size].t()
+            scale[start // group_size], zero_point[start // group_size] = find_scale_zero(group, bits, symmetric)
+        block = slice(start, stop)
+        groups_here = group_of[block].tolist()
+        errors = _quantize_block(
+            columns[block], codes[block], answer[block, block], scale, zero_point, groups_here, bits
+        )
+        columns[stop:].addmm_(answer[block, stop:].t(), errors, alpha=-1)
 
     inverse = order.argsort()
-    return QuantizedWeight.from_codes(
-        codes[inverse].t().to(torch.uint8).contiguous(), scale.t().contiguous(), zero_point.t().to(torch.int32).contiguous(),
-        bits, group_size, group_index=group_of[inverse] if act_order and not static else None,
-    )  # fmt: skip
+    codes = codes[inverse].t().to(torch.uint8)
+    group_index = group_of[inverse] if act_order and not static else None
+    return QuantizedWeight.from_codes(codes, scale.t(), zero_point.t().int(), bits, group_size, group_index)
 
 
 def _quantize_block(
@@ -131,7 +134,7 @@ def inverse_cholesky(hessian: Float[Tensor, "n n"], damping: float = 0.0) -> Flo
                 warnings.warn(f"hessian is singular under damping={damping}; used {tried}", stacklevel=3)
             return _inverse_upper(lower.flip(0, 1))
         tried = max(10 * tried, 1e-4)
-    raise ValueError(f"hessian must be positive semidefinite; it has no Cholesky factor even with damping {tried / 10:g}")
+    raise ValueError(f"hessian must be positive semidefinite; no Cholesky factor even with damping {tried / 10:g}")
 
 
 def _inverse_upper(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -225,7 +228,9 @@ def _blocks(in_features: int, block_size: int, group_size: int | None) -> Iterat
 def _checked(weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Copies in float32 (the Hessian in float64 if it came so), or a ValueError that says what is wrong."""
     if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
-        raise ValueError(f"weight must be a floating-point [out, in] with elements, got {weight.dtype} {list(weight.shape)}")
+        raise ValueError(
+            f"weight must be a floating-point [out, in] with elements, got {weight.dtype} {list(weight.shape)}"
+        )
     in_features = weight.shape[1]
     if hessian.shape != (in_features, in_features) or not hessian.is_floating_point():
         raise ValueError(
@@ -242,7 +247,7 @@ def _checked(weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, T
         raise ValueError("hessian must not be all zeros: no inputs went into it, or only zeros")
     asymmetry = float((hessian - hessian.t()).abs().max() / largest)
     if asymmetry > 1e-3:
-        raise ValueError(f"hessian must be symmetric; it differs from its transpose by {asymmetry:.2g} of its largest value")
+        raise ValueError(f"hessian must be symmetric; differs from its transpose by {asymmetry:.2g} of its maximum")
     if hessian.diagonal().min() < 0:
         raise ValueError(f"hessian must have no negative diagonal, got {float(hessian.diagonal().min()):.3g}")
     return weight.detach().to(torch.float32, copy=True), hessian

@@ -8,6 +8,7 @@ The tables below are searched from the top; the first entry that supports the we
         FloatMM          every other machine                       float32 matmul of the integers
     INT8_WEIGHT_KERNELS  float activations x int8 weights
         Int8Pack         CPUs with AVX-512, ARM; CUDA              aten._weight_int8pack_mm
+        Int8Numba        other CPUs, if Numba is installed         numba_kernels.py
         SplitActivation  where Fbgemm is the W8A8 kernel           two int8 matmuls: 16-bit activations
         Dequantize       every other machine
     INT4_WEIGHT_KERNELS  float activations x packed 4-bit weights with group scales and zero points
@@ -100,7 +101,7 @@ def saturation_free_limit(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out
 
 
 class Int8Kernel:
-    """kernel(x) is x @ weight.T for x [n, in] of whole numbers -128..127 in any dtype."""
+    """kernel(x) is x @ weight.T for x [n, in] of whole numbers -128..127 in any dtype; others are rounded first."""
 
     owns_weight = False
 
@@ -129,7 +130,7 @@ class IntMM(Int8Kernel):
         return weight.is_cuda and weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0 and hasattr(torch, "_int_mm")
 
     def __call__(self, x: Tensor) -> Int[Tensor, "n out"]:
-        x, n = x.to(torch.int8), x.shape[0]
+        x, n = _whole(x).to(torch.int8), x.shape[0]
         if x.is_cuda:
             rows = F.pad(x, (0, 0, 0, max(32, n + -n % 8) - n))  # cuBLASLt refuses 16 rows and fewer
             return torch._int_mm(rows, self.weight.t())[:n]
@@ -172,7 +173,8 @@ class Fbgemm(Int8Kernel):
         if x.shape[0] == 0:
             return x.new_empty(0, self.unpack().shape[0])
         if self.one_pass:
-            return multiply(x, 1.0, 128, self._packed)  # scale, zero point: x + 128 as unsigned bytes
+            return multiply(x, 1.0, 128, self._packed)  # scale, zero point: round(x) + 128 as unsigned bytes
+        x = x.round()
         half = (x / 2).floor()
         first, second = multiply(torch.cat((half, x - half)), 1.0, 64, self._packed).chunk(2)
         return first + second
@@ -191,12 +193,15 @@ class FloatMM(Int8Kernel):
         return True
 
     def __call__(self, x: Tensor) -> Float[Tensor, "n out"]:
-        pieces = zip(x.split(_EXACT_COLUMNS, 1), self.weight.split(_EXACT_COLUMNS, 1), strict=True)
-        # "+ 0.0": with no columns at all the sum is empty
-        return sum((piece.float() @ columns.float().T for piece, columns in pieces), x.new_zeros((), dtype=torch.float32))
+        pieces = zip(_whole(x).split(_EXACT_COLUMNS, 1), self.weight.split(_EXACT_COLUMNS, 1), strict=True)
+        return torch.stack([piece.float() @ columns.float().T for piece, columns in pieces]).sum(0)
 
 
 INT8_KERNELS: tuple[type[Int8Kernel], ...] = (IntMM, Fbgemm, FloatMM)
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.round() if x.is_floating_point() else x
 
 
 # --------------------------------------------------------------------------------------------------- float x int8
@@ -244,6 +249,25 @@ class Int8Pack(Int8WeightKernel):
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
 
 
+class Int8Numba(Int8WeightKernel):
+    """Compiled from Python. It reads our layout."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        from labsupport.quantization.numba_kernels import Int8Matmul
+
+        super().__init__(weight, scale)
+        self._multiply = Int8Matmul(weight, scale)
+
+    @staticmethod
+    def supports(weight: Tensor) -> bool:
+        return weight.device.type == "cpu" and has_numba()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[0] > _WEIGHT_ONLY_ROWS:
+            return super().__call__(x)
+        return self._multiply(x).to(x.dtype)
+
+
 class SplitActivation(Int8WeightKernel):
     """Activations of 16 bits as two of 8: x = step * (256 * high + low), one int8 matmul of twice the rows.
 
@@ -265,7 +289,7 @@ class SplitActivation(Int8WeightKernel):
         largest = 256 * 127 + 127
         step = x.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
         codes = (x / step).round_()
-        high = (codes / 256).round_()
+        high = ((codes + 128) / 256).floor_()  # low in -128..127; rounding would leave +128 at every other tie
         high_sum, low_sum = self.kernel(torch.cat((high, torch.sub(codes, high, alpha=256)))).chunk(2)
         return torch.add(low_sum, high_sum, alpha=256).mul_(step).mul_(self.scale).to(x.dtype)
 
@@ -273,7 +297,7 @@ class SplitActivation(Int8WeightKernel):
         return self.kernel.unpack()
 
 
-INT8_WEIGHT_KERNELS: tuple[type[Int8WeightKernel], ...] = (Int8Pack, SplitActivation, Dequantize)
+INT8_WEIGHT_KERNELS: tuple[type[Int8WeightKernel], ...] = (Int8Pack, Int8Numba, SplitActivation, Dequantize)
 
 
 # --------------------------------------------------------------------------------------------------- float x int4
@@ -301,12 +325,10 @@ class Int4Kernel:
 
 class Int4Numba(Int4Kernel):
     def __init__(self, weight: QuantizedWeight) -> None:
-        from labsupport.quantization import numba_kernels
+        from labsupport.quantization.numba_kernels import Int4Matmul
 
         super().__init__(weight)
-        self.packed = numba_kernels.tile(weight.codes())
-        self.scale = numba_kernels.tile_scale(weight.scale)
-        self.zero_point = numba_kernels.tile(weight.zero_point.to(torch.uint8))
+        self._multiply = Int4Matmul(weight.codes(), weight.scale, weight.zero_point.to(torch.uint8), weight.group_size)
 
     @staticmethod
     def supports(weight: QuantizedWeight) -> bool:
@@ -319,18 +341,12 @@ class Int4Numba(Int4Kernel):
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        from labsupport.quantization.numba_kernels import int4_matmul
-
         if x.shape[0] > _WEIGHT_ONLY_ROWS:
             return F.linear(x, self.unpack().dequantize().to(x.dtype))
-        out = int4_matmul(x, self.packed, self.scale, self.zero_point, self.group_size)
-        return out[:, : self.out_features].to(x.dtype)
+        return self._multiply(x).to(x.dtype)
 
     def unpack(self) -> QuantizedWeight:
-        from labsupport.quantization.numba_kernels import untile
-
-        scale = self.scale.transpose(1, 2).flatten(0, 1)[: self.out_features].contiguous()
-        codes, zero_point = (untile(tensor, self.out_features) for tensor in (self.packed, self.zero_point))
+        codes, scale, zero_point = self._multiply.unpack()
         return QuantizedWeight.from_codes(codes, scale, zero_point.to(torch.int32), 4, self.group_size)
 
 
@@ -430,8 +446,8 @@ def has_vnni() -> bool:
 @cache
 def has_numba() -> bool:
     try:
-        import numba  # noqa: F401
-    except ImportError:  # also of a Numba too old for the NumPy beside it
+        from labsupport.quantization import numba_kernels  # noqa: F401
+    except (ImportError, RuntimeError):  # not there, too old for the NumPy beside it, or nowhere to keep compiled code
         return False
     return True
 

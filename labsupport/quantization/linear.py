@@ -15,13 +15,15 @@ its own copy, so the memory is never doubled; whoever reads the buffers gets the
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from labsupport.quantization.affine import QParams, choose_qparams
@@ -56,10 +58,16 @@ def quantize_weight_int8(
 
 
 def quantize_rows(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n 1"]]:
-    """Symmetric int8 with one scale a row: whole numbers in ±127 (in float32, for the kernel to convert), and scales."""
-    x = x.float()
-    scale = x.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (x / scale).round_(), scale
+    """Symmetric int8 with one scale a row: whole numbers in ±127 (as float32), and the scales."""
+    steps, scale = _in_steps(x.float())
+    return steps.round_(), scale
+
+
+def _in_steps(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n 1"]]:
+    """The same before rounding, which the kernel does as well. As few operators as possible: at batch 1 they count."""
+    scale = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True)
+    scale = scale.mul_(1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return x / scale, scale
 
 
 class IntegerLinear(nn.Module):
@@ -76,9 +84,12 @@ class IntegerLinear(nn.Module):
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features in its last dimension, got {list(x.shape)}")
-        out = self._matmul(x.detach().reshape(-1, self.in_features)).to(x.dtype)
-        if self.bias is not None:
-            out = out + self.bias.to(x.dtype)
+        if x.requires_grad:
+            x = x.detach()
+        out = self._matmul(x.reshape(-1, self.in_features)).to(x.dtype)
+        bias = self._buffers["bias"]
+        if bias is not None:
+            out = out + bias.to(x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
 
     def dequantize(self) -> Float[Tensor, "out in"]:
@@ -181,8 +192,8 @@ class DynamicQuantizedLinear(IntegerLinear):
         return self.weight.float() * self.weight_scale[:, None]
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        codes, scale = quantize_rows(x)
-        return self._packed_kernel()(codes) * scale * self.weight_scale
+        steps, scale = _in_steps(x.float())
+        return self._packed_kernel()(steps).mul(scale).mul_(self._buffers["weight_scale"])
 
     def _make_kernel(self) -> Int8Kernel:
         return int8_kernel(self.weight)
@@ -191,10 +202,10 @@ class DynamicQuantizedLinear(IntegerLinear):
 class StaticQuantizedLinear(DynamicQuantizedLinear):
     """W8A8 with one activation scale for all tokens, fixed beforehand: nothing to measure at run time.
 
-    Call `observe(x)` on calibration inputs, or give `qparams`. forward raises RuntimeError before either. Inputs outside of the
-    calibrated range saturate: where the scale is right it is as good as a dynamic one, and never better.
+    Call `observe(x)` on calibration inputs, or give `qparams`; before either, forward raises RuntimeError. Inputs
+    outside of the calibrated range saturate, and small ones waste most of it: static is cheaper, not more accurate.
 
-    input_scale: [1] float32, NaN before calibration; input_zero_point: [1] int32, of unsigned codes 0..255 (or 0, signed).
+    input_scale: [1] float32, NaN before calibration; input_zero_point: [1] int32, of signed codes -128..127.
     """
 
     def __init__(
@@ -233,7 +244,7 @@ class StaticQuantizedLinear(DynamicQuantizedLinear):
     def _set_qparams(self, qparams: QParams) -> None:
         if qparams.scale.numel() != 1 or qparams.bits != 8 or qparams.group_size is not None:
             raise ValueError(
-                f"qparams must have 8 bits and one scale, got {qparams.bits} bits and scales {list(qparams.scale.shape)}"
+                f"qparams must have 8 bits and one scale, got {qparams.bits} bits, scales {list(qparams.scale.shape)}"
             )
         self._unpack()
         self.input_scale.copy_(qparams.scale.reshape(1))
@@ -241,16 +252,15 @@ class StaticQuantizedLinear(DynamicQuantizedLinear):
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
         kernel = self._packed_kernel()
-        codes = (x.float() / self.input_scale).round_().add_(self.input_zero_point).clamp_(-128, 127)
-        return (kernel(codes) - kernel.offset) * (self.input_scale * self.weight_scale)
+        steps = (x.float() / self.input_scale).round_().add_(self.input_zero_point).clamp_(-128, 127)
+        return (kernel(steps) - self._offset) * (self.input_scale * self.weight_scale)
 
     def _make_kernel(self) -> Int8Kernel:
         if torch.isnan(self.input_scale).any():
-            raise RuntimeError("StaticQuantizedLinear is not calibrated: call observe(x) on sample inputs, or give qparams")
-        kernel = int8_kernel(self.weight)
+            raise RuntimeError("this layer is not calibrated: call observe(x) on sample inputs, or give qparams")
         # sum over i of w_i (code_i - zero_point): the second term is the same for every token.
-        kernel.offset = self.weight.sum(1, dtype=torch.int32) * self.input_zero_point
-        return kernel
+        self._offset = self.weight.sum(1, dtype=torch.int32) * self.input_zero_point
+        return int8_kernel(self.weight)
 
 
 class Int8WeightLinear(DynamicQuantizedLinear):
@@ -270,7 +280,8 @@ class Int8WeightLinear(DynamicQuantizedLinear):
 class QuantizedLinear(IntegerLinear):
     """Any QuantizedWeight. The weight is dequantized at each call: small in memory, slower than float.
 
-    The buffers are the weight's own tensors: packed, scale, packed_zero_point and, where present, group_index, input_scale.
+    The buffers are the weight's own tensors: packed, scale, packed_zero_point and, where there are, group_index and
+    input_scale.
     """
 
     _owned = ("packed", "scale", "packed_zero_point", "group_index", "input_scale")
@@ -320,48 +331,52 @@ class Int4WeightLinear(QuantizedLinear):
         super().__init__(weight, bias)
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        kernel = self._packed_kernel()
-        return super()._matmul(x) if kernel.multiply is None else kernel(x)
+        return self._packed_kernel()(x)
 
-    def _make_kernel(self) -> _Int4Columns:
-        return _Int4Columns(self.quantized_weight())
+    def _make_kernel(self) -> Any:
+        weight = self.quantized_weight()
+        if weight.group_index is None and weight.input_scale is None:
+            kernel: Any = int4_kernel(weight)
+        else:
+            kernel = _Int4Columns.around(weight)
+        return _Dequantizing(weight) if kernel is None else kernel
 
-    def _unpacked(self, kernel: _Int4Columns) -> dict[str, Tensor | None]:
+    def _unpacked(self, kernel: Any) -> dict[str, Tensor | None]:
         weight = kernel.unpack()
         return {name: getattr(weight, name) for name in self._owned}
 
 
+@dataclass
 class _Int4Columns:
     """A 4-bit kernel and what has to happen to its inputs: AWQ's division, GPTQ's order of columns."""
 
-    def __init__(self, weight: QuantizedWeight) -> None:
-        self.input_scale, self.group_index, self.order = weight.input_scale, weight.group_index, None
-        multiply: Int4Kernel | None = None
-        if weight.group_index is None:
-            multiply = int4_kernel(_plain(weight, weight.codes()))
-        else:
-            order = torch.argsort(weight.group_index, stable=True)
-            consecutive = torch.arange(weight.shape[1], device=order.device) // weight.group_size
-            if torch.equal(weight.group_index[order].long(), consecutive):
-                self.order = order
-                multiply = int4_kernel(_plain(weight, weight.codes()[:, order]))
-        self.multiply = multiply
+    kernel: Int4Kernel
+    input_scale: Float[Tensor, " in"] | None
+    group_index: Int[Tensor, " in"] | None
+    order: Int[Tensor, " in"] | None  # columns of one group side by side
 
-    @property
-    def owns_weight(self) -> bool:
-        return self.multiply is not None
+    owns_weight = True
+
+    @classmethod
+    def around(cls, weight: QuantizedWeight) -> _Int4Columns | None:
+        """None where no kernel fits, or the groups are not of one size."""
+        codes, order = weight.codes(), None
+        if weight.group_index is not None:
+            order = torch.argsort(weight.group_index, stable=True)
+            consecutive = torch.arange(len(order), device=order.device) // weight.group_size
+            if not torch.equal(weight.group_index[order].long(), consecutive):
+                return None
+            codes = codes[:, order]
+        kernel = int4_kernel(QuantizedWeight.from_codes(codes, weight.scale, weight.zero_point, 4, weight.group_size))
+        return None if kernel is None else cls(kernel, weight.input_scale, weight.group_index, order)
 
     def __call__(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        assert self.multiply is not None
         if self.input_scale is not None:
             x = x / self.input_scale
-        if self.order is not None:
-            x = x[:, self.order]
-        return self.multiply(x)
+        return self.kernel(x if self.order is None else x[:, self.order])
 
     def unpack(self) -> QuantizedWeight:
-        assert self.multiply is not None
-        weight = self.multiply.unpack()
+        weight = self.kernel.unpack()
         codes = weight.codes()
         if self.order is not None:
             codes[:, self.order] = codes.clone()
@@ -370,8 +385,16 @@ class _Int4Columns:
         )
 
 
-def _plain(weight: QuantizedWeight, codes: Tensor) -> QuantizedWeight:
-    return QuantizedWeight.from_codes(codes, weight.scale, weight.zero_point, weight.bits, weight.group_size)
+@dataclass
+class _Dequantizing:
+    """Where there is no kernel."""
+
+    weight: QuantizedWeight
+
+    owns_weight = False
+
+    def __call__(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
+        return F.linear(x, self.weight.dequantize().to(x.dtype))
 
 
 def _check_int8(weight: Tensor, weight_scale: Tensor) -> None:

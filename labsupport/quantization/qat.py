@@ -233,9 +233,10 @@ def train_qat(
     steps: of the first training and again of each fine-tuning.
     """
     task = teacher_task(seed) if task is None else task
-    torch.manual_seed(seed)
     in_features = task.train_x.shape[1]
-    model = nn.Sequential(nn.Linear(in_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are left alone
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(in_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     train(model, task, steps, learning_rate=1e-2, seed=seed)
 
     ptq_mse = evaluate(quantize_post_training(model, weight_bits), task)

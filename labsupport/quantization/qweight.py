@@ -30,8 +30,12 @@ def find_scale_zero(
 
     Asymmetric: the range is that of the group, extended to 0. Symmetric: scale 2 max|w| / (2**bits - 1), zero point
     2**(bits - 1). These are the grids of the GPTQ authors' code (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
-    All-zero groups get scale 1. The scale is a float16 number already, rounded up so that the grid still covers
-    the group; where float16 would lose it (below 6.1e-5, above 65504) it stays float32.
+    All-zero groups get scale 1. The scale is a float16 number already; where float16 would lose it (below 6.1e-5,
+    above 65504) it stays float32. Asymmetric scales are rounded up, so that the grid still covers the group: no weight
+    is wrong by more than half a step. Symmetric ones are rounded down: the ends of a group lie on a tie there, that
+    rounding to even resolves outwards for -max|w| and the clamp inwards for +max|w|. A larger scale would move both
+    inwards and shrink every group's largest weight (4 bits, groups of 64, SmolLM2: perplexity 24.6 instead of 22.7).
+    The price is 2**-10 max|w| beyond the half step, at those ends only.
     """
     check_bits(bits)
     weight_group = weight_group.float()
@@ -46,19 +50,21 @@ def scale_zero_from_range(
 ) -> tuple[Float[Tensor, "*lead"], Int[Tensor, "*lead"]]:
     """find_scale_zero for a range that is known already, for example after clipping."""
     exact = qparams_from_range(low, high, bits, symmetric, full_range=symmetric)
-    scale = round_scale(exact.scale)
+    scale = round_scale(exact.scale, up=not symmetric)
     if symmetric:
         return scale, torch.full_like(exact.zero_point, 2 ** (bits - 1))
-    zero_point = torch.round(-low.clamp(max=0) / scale).clamp(0, 2**bits - 1)
+    zero_point = torch.round(-low / scale).clamp(0, 2**bits - 1)
     return scale, zero_point.to(torch.int32)
 
 
-def round_scale(scale: Float[Tensor, "*lead"]) -> Float[Tensor, "*lead"]:
-    """Each scale rounded up to a float16 number, returned as float32; unchanged where float16 is not precise."""
+def round_scale(scale: Float[Tensor, "*lead"], up: bool = True) -> Float[Tensor, "*lead"]:
+    """Each scale rounded up (or down) to a float16 number, as float32; unchanged where float16 is not precise."""
     half = scale.half()
-    up = torch.where(half.float() < scale, torch.nextafter(half, torch.full_like(half, math.inf)), half).float()
+    wrong_side = half.float() < scale if up else half.float() > scale
+    neighbour = torch.nextafter(half, torch.full_like(half, math.inf if up else 0.0))
+    rounded = torch.where(wrong_side, neighbour, half).float()
     smallest, largest = _HALF_NORMAL
-    return torch.where((scale >= smallest) & (up <= largest), up, scale)
+    return torch.where((scale >= smallest) & (rounded <= largest), rounded, scale)
 
 
 def quantize_to_codes(

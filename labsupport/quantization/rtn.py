@@ -13,6 +13,7 @@ def rtn_quantize(
     weight: Float[Tensor, "out in"], bits: int = 4, group_size: int | None = 64, symmetric: bool = False
 ) -> QuantizedWeight:
     """Quantize a weight with no data: no value is wrong by more than half a step of its own row and group.
+    (Symmetric: half a step and 2**-10 of the group's largest weight, see find_scale_zero.)
 
     group_size: consecutive columns of a row that share a scale; None or -1 means the whole row (per channel). The
     last group may be smaller. ValueError for bits outside 2..8, a weight that is not [out, in] or not finite.

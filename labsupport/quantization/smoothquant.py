@@ -1,21 +1,20 @@
 """SmoothQuant: make activations easy to quantize by moving their outlier channels into the weights.
 
-Xiao et al. 2022, https://arxiv.org/abs/2211.10438. A linear layer does not change if its inputs are divided, channel by
-channel, by s and its weight's columns multiplied by s (equation 3). With
+Xiao et al. 2022, https://arxiv.org/abs/2211.10438. A linear layer computes the same if its inputs are divided, channel
+by channel, by s and the columns of its weight multiplied by s (equation 3). With
 
     s_j = max|X_j|**alpha / max|W_j|**(1 - alpha)            (equation 4)
 
-alpha says how much of the difficulty moves: 0 leaves the activations as they are, at 1 all their channels have one
-range. The division costs nothing at run time, because it is folded into whatever makes X:
+alpha says how much of the difficulty moves: at 0 the weight's columns all get one range, at 1 the activations'
+channels do. The division costs nothing at run time, because it is folded into whatever makes X:
 
     q, k, v        the RMSNorm before attention
     gate, up       the RMSNorm before the MLP
-    o              the rows of v. Under grouped-query attention, one factor a KV head and channel: the query heads that
+    o              the rows of v. Under grouped-query attention one factor a KV head and channel: the query heads that
                    share a value share its factor
-    down           the rows of up: the other factor of the product, silu(gate), is not touched
+    down           the rows of up, one factor of the product up * silu(gate)
 
-The paper folds into normalisation layers only; the last two are ordinary practice, and down_proj is where this
-model's massive activations are.
+The paper folds into normalisation layers only; the other two are ordinary practice.
 """
 
 from __future__ import annotations
@@ -23,34 +22,118 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.quantization.calibrate import stages
+from labsupport.quantization.calibrate import Stage, check_calibration, stages
 from labsupport.quantization.linear import quantize_rows, quantize_weight_int8
 
-ALPHAS = tuple(i / 20 for i in range(20))  # the grid of the search
-_SEARCH_TOKENS = 512
+ALPHAS = tuple(i / 10 for i in range(11))  # the grid of the search
+_SEARCH_TOKENS = 256
 
 
 @torch.no_grad()
 def smooth_model(
     model: nn.Module, calibration: Sequence[Int64[Tensor, " time"]], alpha: float | None = 0.5
 ) -> nn.Module:
-    """A new model that computes the same function, and loses less when its linear layers go to W8A8.
+    """A new model that computes the same function and loses less when its linear layers go to W8A8.
 
-    calibration: windows of tokens, from which max|X_j| is taken.
-    alpha: 0..1 for all layers, or None to search the best for each (by the error of its output in W8A8).
-    Raises ValueError for an alpha outside of 0..1, or calibration without tokens.
+    calibration: windows of tokens, over all of which max|X_j| is taken.
+    alpha: 0..1 for all layers; None searches the best for each set of layers that share an input (or none at all).
+    Raises ValueError for an alpha outside of 0..1, and for calibration that is no list of 1-D token tensors.
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0..1, or be None to search for it, got {alpha}")
-    if not any(len(window) for window in calibration):
-        raise ValueError("calibration must hold at least one token, got none")
     smoothed = copy.deepcopy(model)
-    for stage in stages(smoothed, calibration):
-        pass
+    config: Any = model.config
+    windows = check_calibration(calibration, config.vocab_size)
+    # All factors first, then all changes: the activations are those of the model as it came.
+    folds = [(stage.layer, stage.names, _stage_scale(stage, config, alpha)) for stage in stages(smoothed, windows)]
+    for layer, names, scale in folds:
+        _fold(layer, names, scale, config.num_kv_heads)
     return smoothed
+
+
+def smoothing_scale(
+    activation_max: Float[Tensor, " in"], weight_max: Float[Tensor, " in"], alpha: float
+) -> Float[Tensor, " in"]:
+    """Equation 4. Channels that are always zero, in the activations or in the weights, are left alone (factor 1)."""
+    scale = activation_max**alpha / weight_max ** (1 - alpha)
+    return torch.where((activation_max > 0) & (weight_max > 0), scale, torch.ones_like(scale))
+
+
+def _stage_scale(stage: Stage, config: Any, alpha: float | None) -> Float[Tensor, " in"]:
+    ranges = _Ranges(
+        activation=torch.stack([batch.abs().flatten(0, -2).amax(0) for batch in stage.inputs]).amax(0),
+        weight=torch.cat(_weights(stage)).abs().amax(0),
+    )
+    if "self_attn.o_proj" in stage.names:
+        ranges = ranges.shared_by_query_heads(config.num_kv_heads, config.num_heads)
+    if alpha is not None:
+        return smoothing_scale(ranges.activation, ranges.weight, alpha)
+    candidates = [smoothing_scale(ranges.activation, ranges.weight, alpha) for alpha in ALPHAS]
+    candidates.append(torch.ones_like(ranges.activation))
+    sample, weights = stage.sample(_SEARCH_TOKENS), _weights(stage)
+    return min(candidates, key=lambda scale: w8a8_error(sample, weights, scale))
+
+
+def _weights(stage: Stage) -> list[Tensor]:
+    return [linear.get_parameter("weight") for linear in stage.linears]
+
+
+def w8a8_error(
+    x: Float[Tensor, "n in"], weights: Sequence[Float[Tensor, "out in"]], scale: Float[Tensor, " in"]
+) -> float:
+    """Error of x @ weight.T in W8A8 after smoothing: squared, relative to each token's output, mean over tokens.
+
+    Relative, because a token with massive activations (Sun et al. 2024, https://arxiv.org/abs/2402.17762) would
+    otherwise decide alone, and per-token scales have already contained it.
+    """
+    error = 0.0
+    codes, step = quantize_rows(x / scale)
+    for weight in weights:
+        weight_codes, weight_step = quantize_weight_int8(weight * scale)
+        exact, approximate = x @ weight.T, (codes @ weight_codes.float().T) * step * weight_step
+        squared = (exact - approximate).square().sum(1) / exact.square().sum(1).clamp(min=torch.finfo(x.dtype).tiny)
+        error += float(squared.mean())
+    return error
+
+
+@dataclass
+class _Ranges:
+    activation: Float[Tensor, " in"]
+    weight: Float[Tensor, " in"]
+
+    def shared_by_query_heads(self, num_kv_heads: int, num_heads: int) -> _Ranges:
+        """The largest of the query heads that read one KV head, for each of them."""
+
+        def share(values: Tensor) -> Tensor:
+            heads = values.view(num_kv_heads, num_heads // num_kv_heads, -1)
+            return heads.amax(1, keepdim=True).expand_as(heads).flatten()
+
+        return _Ranges(share(self.activation), share(self.weight))
+
+
+def _fold(layer: Any, names: tuple[str, ...], scale: Float[Tensor, " in"], num_kv_heads: int) -> None:
+    """Columns of the named layers times ``scale``, and what makes their inputs divided by it."""
+    for name in names:
+        layer.get_submodule(name).weight.mul_(scale)
+    attention, mlp = layer.self_attn, layer.mlp
+    if "self_attn.q_proj" in names:
+        layer.input_layernorm.weight.div_(scale)
+    elif "mlp.gate_proj" in names:
+        layer.post_attention_layernorm.weight.div_(scale)
+    elif "mlp.down_proj" in names:
+        _divide_rows(mlp.up_proj, scale)
+    else:
+        one_a_kv_head = scale.view(num_kv_heads, -1, attention.head_dim)[:, 0].flatten()
+        _divide_rows(attention.v_proj, one_a_kv_head)
+
+
+def _divide_rows(linear: nn.Linear, scale: Float[Tensor, " out"]) -> None:
+    linear.weight.div_(scale[:, None])
+    if linear.bias is not None:
+        linear.bias.div_(scale)

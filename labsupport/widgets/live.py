@@ -22,7 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from labsupport.widgets.style import display_size, encode_png
+from labsupport.widgets.style import canvas_of, display_size, encode_png
 
 ERROR_COLOUR = "#B00020"
 
@@ -99,7 +99,7 @@ class Live:
         No text/html: converters rank it above the picture.
         """
         width, height = display_size(self.figure)
-        small = encode_png(self.figure.canvas, compress_level=9)  # this one is stored in the notebook
+        small = encode_png(canvas_of(self.figure), compress_level=9)  # this one is stored in the notebook
         bundle = {
             "application/vnd.jupyter.widget-view+json": {
                 "version_major": 2,
@@ -131,7 +131,7 @@ class Live:
                 self.figure.draw_without_rendering()
                 self.figure.set_layout_engine("none")
             self._render()
-            png = encode_png(self.figure.canvas)
+            png = encode_png(canvas_of(self.figure))
         except Exception as error:
             message = " ".join(f"{type(error).__name__}: {error}".split())
             self.caption.value = _line(message, role="alert", colour=ERROR_COLOUR)
@@ -141,7 +141,7 @@ class Live:
         self.caption.value = _line(self.text, role="status")
 
     def _render(self) -> None:
-        canvas, moving = self.figure.canvas, _animated(self.figure)
+        canvas, moving = canvas_of(self.figure), _animated(self.figure)
         if not moving:
             canvas.draw()
             return
@@ -158,7 +158,7 @@ def _without_pyplot(figure: Figure) -> Figure:
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close(figure)
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # whatever the backend, from now on it is only drawn from here
     figure.patch.set_facecolor("white")
     figure.patch.set_alpha(1.0)
     return figure
@@ -192,7 +192,7 @@ def _as_control(name: str, spec: Any) -> ipywidgets.Widget:
         control = _choice(spec)
     else:
         raise ValueError(
-            f"{name} is {spec!r}; a control is a widget, (low, high), (low, high, step), a filled list or dict, or a bool"
+            f"{name} must be a widget, (low, high), (low, high, step), a filled list or dict, or a bool; got {spec!r}"
         )
     if not control.description:
         control.description = label

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +17,7 @@ import ipywidgets
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 from torch import Tensor
 
 from labsupport.quantization.affine import dequantize, fake_quantize, qparams_from_range, quantize
@@ -41,13 +39,18 @@ from labsupport.widgets.style import (
     SEQUENTIAL,
     SKY_BLUE,
     VERMILION,
+    colorbar,
     label,
+    legend,
     new_figure,
+    percent,
+    plain_ticks,
 )
 
 Values = Float[Tensor, "*shape"] | Mapping[str, Float[Tensor, "*shape"]]
 MAX_VALUES = 20_000  # more cannot be told apart in a picture
 MAX_ROWS = 256
+_ROUND = [digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)]
 
 
 def quantization_grid(values: Values) -> Live:
@@ -59,11 +62,13 @@ def quantization_grid(values: Values) -> Live:
     shown_error = 2.0  # in half steps, either side
     error_edges = np.linspace(-shown_error, shown_error, 41)
     value_edges = np.linspace(-1.0, 1.0, 81)
+    shown = {name: _spread(x.numpy(), 4000) for name, x in named.items()}
 
     @lru_cache(maxsize=64)
     def measure(values: str, bits: int, outlier: int, kept_range: int, symmetric: bool) -> SimpleNamespace:
         largest = float(named[values].abs().max())
         x = named[values] / largest
+        n = len(x)
         if outlier:
             x = torch.cat([x, torch.tensor([float(outlier)])])
         low, high = x.min() * kept_range / 100, x.max() * kept_range / 100
@@ -82,8 +87,8 @@ def quantization_grid(values: Values) -> Live:
             clipped=1 - float(inside.float().mean()),
             worst=float(error[inside].abs().max()) / half,
             # The outlier is there to do damage to the others: their error is what counts.
-            rms=float((error[:-1] if outlier else error).square().mean().sqrt()) * largest,
-            signal_to_noise=10 * math.log10(_power(x[:-1] if outlier else x) / _power(error[:-1] if outlier else error)),
+            rms=math.sqrt(_power(error[:n])) * largest,
+            signal_to_noise=10 * math.log10(_power(x[:n]) / max(_power(error[:n]), 1e-30)),
         )
 
     figure, axes = new_figure("AC;BC", height=4.4, width_ratios=[2.1, 1], height_ratios=[1, 1.15])
@@ -94,34 +99,38 @@ def quantization_grid(values: Values) -> Live:
     top.set(xlim=(-1.08, 1.08), yscale="log", ylim=(0.7, 2 * max(len(x) for x in named.values())))
     top.tick_params(labelbottom=False)
     bottom.set(xlim=(-1.08, 1.08), yscale="log", ylim=(1e-5, 3))
-    right.set(xlim=(-shown_error, shown_error), ylim=(0, 0.2))
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.set(xlim=(-shown_error, shown_error), ylim=(0, 0.25))
+    right.set_yticks([0, 0.05, 0.1, 0.15, 0.2, 0.25], ["0", "5 %", "10 %", "15 %", "20 %", "25 %"])
     bars = top.stairs(np.zeros(80), value_edges, baseline=0.5, fill=True, color=SKY_BLUE, animated=True)
     grid = top.vlines([0.0], 0, 1, transform=top.get_xaxis_transform(), color=BLACK, lw=0.8, animated=True)
     note = top.text(0.985, 0.94, "", transform=top.transAxes, ha="right", va="top", color=VERMILION, animated=True)
-    dots = bottom.plot([], [], ".", ms=2.2, color=BLUE, alpha=0.35, mew=0, animated=True)[0]
+    dots = bottom.plot([], [], ".", ms=3, color=BLUE, alpha=0.5, mew=0, animated=True)[0]
     bound = bottom.axhline(1, color=VERMILION, ls="--", lw=1.6, animated=True)
     bound_text = bottom.text(-1.05, 1, "half a step", color=VERMILION, va="bottom", animated=True)
     errors = right.stairs(np.zeros(40), error_edges, fill=True, color=BLUE, animated=True)
     for side in (-1, 1):
         right.axvline(side, color=VERMILION, ls="--", lw=1.6)
-    beyond = right.text(0.5, 0.985, "", transform=right.transAxes, ha="center", va="top", color=VERMILION, animated=True)
+    beyond = right.text(0.5, 0.97, "", transform=right.transAxes, ha="center", va="top", color=VERMILION, animated=True)
+    beyond.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 2.0})
 
     def update(**controls: Any) -> None:
         m = measure(**controls)
         bars.set_data(np.histogram(m.x, value_edges)[0] + 0.5)
         grid.set_segments([[(level, 0), (level, 1)] for level in m.levels if abs(level) <= 1.08])
-        grid.set_alpha(0.85 if len(m.levels) <= 32 else 0.4)
+        grid.set(linewidth=0.8, color=BLACK) if len(m.levels) <= 32 else grid.set(linewidth=0.35, color=GREY)
         outlier = controls["outlier"]
         note.set_text(f"outlier at {outlier} →" if outlier else "")
-        picked = slice(None, None, max(1, len(m.x) // 4000))
+        picked = shown[controls["values"]]
         dots.set_data(m.x[picked], np.maximum(np.abs(m.error[picked]), 1.2e-5))
         bound.set_ydata([m.half, m.half])
         bound_text.set_y(m.half * 1.15)
         in_half_steps = m.error / m.half
-        errors.set_data(np.histogram(in_half_steps, error_edges)[0] / len(m.error))
+        shares = np.histogram(in_half_steps, error_edges)[0] / len(m.error)
+        errors.set_data(shares)
         outside = float((np.abs(in_half_steps) > shown_error).mean())
-        beyond.set_text(f"{_percent(outside)} lie beyond" if outside else "")
+        notes = [f"tallest bar: {percent(shares.max())}"] if shares.max() > 0.25 else []
+        notes += [f"{percent(outside)} lie beyond"] if outside else []
+        beyond.set_text("\n".join(notes))
 
     def describe(values: str, bits: int, outlier: int, kept_range: int, symmetric: bool) -> str:
         m = measure(values, bits, outlier, kept_range, symmetric)
@@ -130,7 +139,7 @@ def quantization_grid(values: Values) -> Live:
         return (
             f"{_start(values)}{bits} bits, {kind}, {kept_range} % of the range{extra}: {len(m.levels)} levels, "
             f"step {m.step:.3g}; RMS error {m.rms:.3g}, signal to noise {m.signal_to_noise:.1f} dB; "
-            f"worst error inside the range {m.worst:.2f} half steps; {_percent(m.clipped)} of the values are clipped."
+            f"worst error inside the range {m.worst:.2f} half steps; {percent(m.clipped)} of the values are clipped."
         )
 
     return Live(
@@ -153,14 +162,14 @@ def granularity(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in
     weight: a layer's weight. inputs: real activations of that layer, on which the output error is measured.
     """
     weight = weight.detach().float()[:MAX_ROWS]
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     x = _rows(inputs, columns)
     power = _power(x @ weight.t())
     sizes: dict[str, int | None] = {"tensor": 0, "row": None}
     sizes |= {f"group of {size}": size for size in (256, 128, 64, 32, 16) if size < columns}
     choices, all_bits = list(sizes), list(range(2, 9))
 
-    @lru_cache(maxsize=None)
+    @cache
     def measure(scale: str, bits: int) -> tuple[float, float]:
         """Bits per weight with all metadata, output error relative to the output."""
         if sizes[scale] == 0:
@@ -170,7 +179,7 @@ def granularity(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in
             restored, cost = quantized.dequantize(), quantized.bits_per_weight
         return cost, _power(x @ (restored - weight).t()) / power
 
-    @lru_cache(maxsize=None)
+    @cache
     def ranges(scale: str) -> np.ndarray:
         """Range (largest minus smallest, 0 included) of the set that each weight belongs to."""
         size = sizes[scale]
@@ -181,24 +190,23 @@ def granularity(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in
 
     figure, (left, right) = new_figure(1, 2, height=3.7, width_ratios=[1.35, 1])
     label(left, "Range that shares one scale", "input channel", "output channel")
-    label(right, "What it costs, what it brings", "bits per weight, scales included", "output error [% of output power]")
+    label(right, "Cost and error", "bits per weight, scales included", "output error [% of output power]")
     finest = np.quantile(ranges(choices[-1]), 0.01)
-    norm = LogNorm(max(finest, 1e-6), float(ranges("tensor").max()))
+    largest = float(ranges("tensor").max())
+    norm = LogNorm(max(finest, largest / 1000), largest)
     picture = left.imshow(
         ranges("tensor"), cmap=SEQUENTIAL, norm=norm, aspect="auto", interpolation="nearest", animated=True
     )
-    bar = figure.colorbar(picture, ax=left, pad=0.02, aspect=30)
-    bar.set_label("largest − smallest weight")
-    # The bar belongs to an animated picture, but stays as it is.
-    bar.solids.set_animated(False)
+    ticks = [tick for tick in _ROUND if max(finest, largest / 1000) <= tick <= largest]
+    colorbar(figure, picture, left, "largest − smallest weight", ticks)
     points = np.array([measure(scale, bits) for bits in all_bits for scale in choices])
     right.plot(points[:, 0], 100 * points[:, 1], "o", ms=3.5, color=LIGHT_GREY, label="all choices")
     right.set(yscale="log", xlim=(1.8, points[:, 0].max() + 0.4))
     right.set_ylim(50 * points[:, 1].min(), max(150, 150 * points[:, 1].max()))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    curve = right.plot([], [], "o-", ms=4.5, color=BLUE, animated=True, label="at this number of bits")[0]
+    plain_ticks(right.yaxis)
+    curve = right.plot([], [], "o-", ms=4.5, color=BLUE, animated=True, label="at these bits")[0]
     here = right.plot([], [], "D", ms=9, mfc="none", mec=VERMILION, mew=2.2, animated=True, label="chosen")[0]
-    right.legend(loc="upper right")
+    legend(right, loc="upper right")
 
     def update(scale: str, bits: int) -> None:
         picture.set_data(ranges(scale))
@@ -213,7 +221,7 @@ def granularity(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in
         compared = "" if scale == "tensor" else f", {worse:.3g} times less than with one scale for the tensor"
         return (
             f"One scale a {scale}, {bits} bits: {cost:.3f} bits per weight with scales, "
-            f"output error {_percent(error)} of the output power{compared}."
+            f"output error {percent(error)} of the output power{compared}."
         )
 
     return Live(
@@ -231,20 +239,20 @@ def gptq_propagation(
     """GPTQ column by column: what is rounded, what later columns take over, the output error so far beside RTN's.
 
     weight, inputs: a layer's weight and real activations; the first `rows` output and `columns` input channels are
-    used, so that single weights can be seen. The first half of the activations gives the Hessian, the second half, which
-    GPTQ never sees, measures the error. Uncorrelated inputs (Hessian = identity) show why it is the correlation that
-    GPTQ lives on: it becomes round-to-nearest.
+    used, so that single weights can be seen. The first half of the activations gives the Hessian; the second half,
+    which GPTQ never sees, measures the error. With uncorrelated inputs (Hessian = identity) GPTQ becomes
+    round-to-nearest: correlation is what it lives on.
     """
+    x = _rows(inputs, weight.shape[1])[:, :columns]
     weight = weight.detach().float()[:rows, :columns].contiguous()
     rows, columns = weight.shape
-    x = _rows(inputs, inputs.shape[-1])[:, :columns]
     seen, held_out = _halves(x)
     hessians = {
         "real activations": (seen.t() @ seen, held_out.t() @ held_out),
         "uncorrelated": (torch.eye(columns), torch.eye(columns)),
     }
 
-    @lru_cache(maxsize=None)
+    @cache
     def measure(bits: int, inputs: str) -> SimpleNamespace:
         hessian, judge = hessians[inputs]
         after = [weight, *(step.weight for step in gptq_steps(weight, hessian, bits, group_size=None))]
@@ -261,14 +269,12 @@ def gptq_propagation(
 
     figure, (top, bottom) = new_figure(2, 1, height=4.6, height_ratios=[1.15, 1], sharex=True)
     label(top, "Change of each weight so far", "", "output channel")
-    label(bottom, "Output error so far, on held-out inputs", "columns done", "% of output power")
+    label(bottom, "Output error so far, on held-out inputs", "columns done", "error [% of power]")
     picture = top.imshow(
-        np.zeros((rows, columns)), cmap=DIVERGING, vmin=-1.5, vmax=1.5, aspect="auto", interpolation="nearest",
+        np.zeros((rows, columns)), cmap=DIVERGING, vmin=-1.2, vmax=1.2, aspect="auto", interpolation="nearest",
         extent=(0, columns, rows, 0), animated=True,
     )  # fmt: skip
-    bar = figure.colorbar(picture, ax=[top, bottom], pad=0.015, aspect=40, shrink=0.9)
-    bar.set_label("change [steps of the grid]")
-    bar.solids.set_animated(False)
+    colorbar(figure, picture, [top, bottom], "change [steps of the grid]")
     bottom.set_xlim(0, columns)
     edge = top.axvline(0, color=BLACK, lw=1.6, animated=True)
     sides = {"ha": "center", "va": "center", "transform": top.get_xaxis_transform(), "animated": True,
@@ -277,11 +283,11 @@ def gptq_propagation(
     to_come = top.text(0, 0.5, "take over the error", **sides)
     everything = np.arange(columns + 1)
     lines, dots = {}, {}
-    for name, colour, style in (("RTN", VERMILION, "--"), ("GPTQ", BLUE, "-")):
-        lines[name] = bottom.plot(everything, np.zeros(columns + 1), style, color=colour, label=name)[0]
-        dots[name] = bottom.plot([], [], "o", ms=7, color=colour, animated=True)[0]
+    for name, colour, style, width in (("GPTQ", BLUE, "-", 3.0), ("RTN", VERMILION, "--", 1.8)):
+        lines[name] = bottom.plot(everything, np.zeros(columns + 1), style, color=colour, lw=width, label=name)[0]
+        dots[name] = bottom.plot([], [], "o", ms=7, color=colour, clip_on=False, animated=True)[0]
     now = bottom.axvline(0, color=BLACK, lw=1.0, animated=True)
-    bottom.legend(loc="upper left")
+    legend(bottom, loc="upper left")
     drawn: list[tuple[int, str]] = []
 
     def update(columns_done: int, bits: int, inputs: str) -> None:
@@ -298,18 +304,21 @@ def gptq_propagation(
         done.set_x(columns_done / 2)
         done.set_visible(columns_done > columns / 8)
         to_come.set_x((columns_done + columns) / 2)
+        to_come.set_text("take over the error" if inputs == "real activations" else "stay as they are")
         to_come.set_visible(0 < columns_done < columns * 3 / 4)
         for name, error in errors.items():
             dots[name].set_data([columns_done], [100 * error[columns_done]])
 
     def describe(columns_done: int, bits: int, inputs: str) -> str:
         m = measure(bits, inputs)
-        fed = float(np.sqrt(np.square(m.in_steps[columns_done][:, columns_done:]).mean())) if columns_done < columns else 0.0
-        moved = f"; those still to come have moved by {fed:.2f} steps (RMS)" if 0 < columns_done < columns else ""
+        moved = ""
+        if 0 < columns_done < columns:
+            fed = math.sqrt(np.square(m.in_steps[columns_done][:, columns_done:]).mean())
+            moved = f"; those still to come have moved by {fed:.2f} steps (RMS)"
         return (
             f"{bits} bits, {inputs}: {columns_done} of {columns} columns rounded{moved}. Output error so far: GPTQ "
-            f"{_percent(m.gptq[columns_done])}, RTN {_percent(m.rtn[columns_done])}; at the end "
-            f"{_percent(m.gptq[-1])} and {_percent(m.rtn[-1])} of the output power."
+            f"{percent(m.gptq[columns_done])}, RTN {percent(m.rtn[columns_done])}; at the end "
+            f"{percent(m.gptq[-1])} and {percent(m.rtn[-1])} of the output power."
         )
 
     return Live(
@@ -318,9 +327,7 @@ def gptq_propagation(
         describe,
         columns_done=ipywidgets.IntSlider(value=columns // 2, min=0, max=columns, description="Columns done"),
         bits=ipywidgets.IntSlider(value=3, min=2, max=4, description="Bits"),
-        inputs=ipywidgets.ToggleButtons(
-            options=list(hessians), description="Inputs", style={"button_width": "auto"}
-        ),
+        inputs=ipywidgets.ToggleButtons(options=list(hessians), description="Inputs", style={"button_width": "auto"}),
     )
 
 
@@ -339,7 +346,7 @@ def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]
     scales = [channel_scale(mean_abs, alpha) for alpha in alphas]
     groups = {f"{size}": size for size in (32, 64, 128) if size < columns} | {"whole row": None}
 
-    @lru_cache(maxsize=None)
+    @cache
     def measure(bits: int, group_size: str) -> SimpleNamespace:
         moved = torch.stack([
             rtn_quantize(weight * scale, bits, groups[group_size]).dequantize() / scale - weight for scale in scales
@@ -357,29 +364,33 @@ def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]
     figure, (left, right) = new_figure(1, 2, height=3.7, width_ratios=[1.25, 1])
     label(left, "Two errors, relative to no scaling", "α", "error / error at α = 0")
     label(right, "Scale of each input channel", "input channels, by mean |x|", "size")
-    left.set(xlim=(-0.03, 1.03), yscale="log", ylim=(0.3, 30))
-    left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    left.set_yticks([0.3, 1, 3, 10, 30])
-    left.yaxis.set_minor_locator(NullLocator())
+    # The axis holds the widest settings, so that it need not move.
+    widest = [measure(bits, "whole row") for bits in (2, 3, 4)] + [measure(4, next(iter(groups)))]
+    errors = np.concatenate([error for m in widest for error in (m.output, m.weight)])
+    floor, ceiling = errors.min() / 1.1, errors.max() * 1.5
+    left.set(xlim=(-0.03, 1.03), yscale="log", ylim=(floor, ceiling))
+    ticks = _ROUND if ceiling / floor > 8 else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4)
+    plain_ticks(left.yaxis, [tick for tick in ticks if floor <= tick <= ceiling])
     left.axhline(1, color=GREY, lw=1, ls=":")
     weights = left.plot(alphas, np.ones(21), "s--", ms=4, color=VERMILION, label="weight error", animated=True)[0]
     output = left.plot(alphas, np.ones(21), "o-", ms=4, color=BLUE, label="output error, held-out", animated=True)[0]
-    best = left.plot([], [], "*", ms=15, color=BLUE, mec="white", label="AWQ's choice", animated=True)[0]
-    now = left.axvline(0, color=BLACK, lw=1.2, animated=True)
-    left.legend(loc="upper left")
+    best = left.plot([], [], "*", ms=14, color=ORANGE, mec=BLACK, label="AWQ's choice", animated=True)[0]
+    now = left.axvline(0, ymax=0.74, color=BLACK, lw=1.2, animated=True)  # up to the legend
+    legend(left, loc="upper left")
     order = mean_abs.argsort(descending=True)
     ranks = np.arange(1, columns + 1)
     right.plot(ranks, mean_abs[order], color=GREY, ls="--", label="mean |x|")
     channel = right.plot(ranks, np.ones(columns), color=GREEN, label="scale s", animated=True)[0]
     right.set(yscale="log", xlim=(0, columns + 1))
-    extremes = torch.cat([mean_abs.clamp(min=1e-4), scales[-1]])
-    right.set_ylim(float(extremes.min()) / 1.5, float(extremes.max()) * 3)
-    right.legend(loc="upper right")
+    sizes = torch.cat([mean_abs.clamp(min=1e-4), scales[-1]])
+    right.set_ylim(float(sizes.min()) / 1.5, float(sizes.max()) * 2)
+    plain_ticks(right.yaxis)
+    legend(right, loc="upper right")
 
     def update(alpha: float, bits: int, group_size: str) -> None:
         m = measure(bits, group_size)
-        output.set_ydata(np.clip(m.output, 0.3, 30))
-        weights.set_ydata(np.clip(m.weight, 0.3, 30))
+        output.set_ydata(np.clip(m.output, floor, ceiling))
+        weights.set_ydata(np.clip(m.weight, floor, ceiling))
         best.set_data([alphas[m.best]], [m.output[m.best]])
         now.set_xdata([alpha, alpha])
         channel.set_ydata(scales[_nearest(alphas, alpha)][order])
@@ -388,9 +399,10 @@ def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]
         m, i = measure(bits, group_size), _nearest(alphas, alpha)
         lowest = alphas[int(m.weight.argmin())]
         return (
-            f"{bits} bits, groups: {group_size}. At α = {alpha:.2f} the output error is {m.output[i]:.2f} and the weight "
-            f"error {m.weight[i]:.2f} times that without scaling ({_percent(m.plain)} of the output power). The search "
-            f"takes α = {alphas[m.best]:.2f}, output error {m.output[m.best]:.2f}; the weight error is lowest at {lowest:.2f}."
+            f"{bits} bits, group size {group_size}, α = {alpha:.2f}: output error {m.output[i]:.2f} and weight error "
+            f"{m.weight[i]:.2f} times those without scaling (output error there: {percent(m.plain)} of the output "
+            f"power). AWQ's search takes α = {alphas[m.best]:.2f}, output error {m.output[m.best]:.2f}; the weight "
+            f"error is lowest at α = {lowest:.2f}."
         )
 
     return Live(
@@ -434,29 +446,28 @@ def fp8_grid(values: Values) -> Live:
 
     figure, axes = new_figure("AC;BC", height=4.4, width_ratios=[2.1, 1], height_ratios=[1.3, 1])
     top, bottom, right = axes["A"], axes["B"], axes["C"]
-    label(top, "Largest relative error of one number", "", "half step / |x|")
+    label(top, "Relative error", "", "half step / |x|")
     label(bottom, "The values", "|x| after scaling", "share of values")
     label(right, "Error of all values", "", "RMS error / RMS value")
     for axis in (top, bottom):
         axis.set_xscale("log", base=2)
         axis.set(xlim=(2.0**low, 2.0**high))
         axis.set_xticks([2.0**k for k in range(low, high + 1, 6)])
-        axis.xaxis.set_minor_locator(NullLocator())
     top.tick_params(labelbottom=False)
     top.set(yscale="log", ylim=(1e-3, 2))
-    top.yaxis.set_major_formatter(PercentFormatter(1))
+    top.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
     bottom.set(ylim=(0, 0.3))
-    bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bottom.set_yticks([0, 0.1, 0.2, 0.3], ["0", "10 %", "20 %", "30 %"])
     for name, (code, colour, style) in formats.items():
         top.plot(fine, _fp8_bound(fine, code), style, color=colour, label=name)
     integers = top.plot([], [], ":", color=VERMILION, lw=2.4, label="INT8", animated=True)[0]
-    top.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.02))
+    legend(top, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 0.99), borderaxespad=0)
     bars = bottom.stairs(np.zeros(len(edges) - 1), edges, fill=True, color=SKY_BLUE, animated=True)
     names = [*formats, "INT8"]
     colours = [colour for _, colour, _ in formats.values()] + [VERMILION]
     columns = right.bar(names, np.ones(3), color=colours, width=0.62, animated=True)
     right.set(yscale="log", ylim=(1e-3, 2.5))
-    right.yaxis.set_major_formatter(PercentFormatter(1))
+    right.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
     texts = [right.text(i, 1, "", ha="center", va="bottom", animated=True) for i in range(3)]
 
     def update(values: str, exponent: int) -> None:
@@ -468,15 +479,15 @@ def fp8_grid(values: Values) -> Live:
         for column, text, name in zip(columns, texts, names, strict=True):
             column.set_height(m.error[name])
             text.set_y(m.error[name] * 1.08)
-            text.set_text(_percent(m.error[name]))
+            text.set_text(percent(m.error[name]))
 
     def describe(values: str, exponent: int) -> str:
         m = measure(values, exponent)
-        errors = ", ".join(f"{name} {_percent(error)}" for name, error in m.error.items())
-        zeros = ", ".join(f"{name} {_percent(lost)}" for name, lost in m.lost.items())
+        errors = ", ".join(f"{name} {percent(error)}" for name, error in m.error.items())
+        zeros = ", ".join(f"{name} {percent(lost)}" for name, lost in m.lost.items())
         return (
             f"{_start(values)}scaled by 2^{exponent}: largest |x| {m.largest:.3g}. RMS error: {errors}. Lost to zero: "
-            f"{zeros}. Above E4M3's largest number, 448: {_percent(m.saturated)}."
+            f"{zeros}. Above E4M3's largest number, 448: {percent(m.saturated)}."
         )
 
     return Live(
@@ -496,7 +507,7 @@ def observer_ranges(values: Values) -> Live:
     named = {name: _sample(x) for name, x in _by_name(values).items()}
     percentiles = (90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
 
-    @lru_cache(maxsize=None)
+    @cache
     def experiment(values: str, bits: int) -> SimpleNamespace:
         x = named[values]
         observer = MSEObserver(bits, symmetric=True)
@@ -508,7 +519,7 @@ def observer_ranges(values: Values) -> Live:
         best = float(qparams.scale) * qparams.qmax
         return SimpleNamespace(largest=largest, thresholds=thresholds / largest, errors=errors, best=best)
 
-    @lru_cache(maxsize=None)
+    @cache
     def measure(values: str, bits: int, percentile: float) -> SimpleNamespace:
         x, e = named[values], experiment(values, bits)
         observer = PercentileObserver(bits, symmetric=True, percentile=percentile)
@@ -526,7 +537,7 @@ def observer_ranges(values: Values) -> Live:
         qparams = qparams_from_range(torch.tensor(-end), torch.tensor(end), bits, symmetric=True)
         return _power(fake_quantize(x, qparams) - x) / _power(x)
 
-    looks = {"min–max": (VERMILION, "--", "s"), "percentile": (PURPLE, "-.", "D"), "MSE": (BLUE, "-", "o")}
+    looks = {"MSE": (BLUE, "-", "o", 7), "percentile": (PURPLE, "-.", "D", 9), "min–max": (VERMILION, "--", "s", 10)}
     edges = 2.0 ** np.linspace(-10, 0, 61)
     figure, (top, bottom) = new_figure(2, 1, height=4.4, sharex=True, height_ratios=[1, 1.2])
     label(top, "How many values are how large", "", "number of values")
@@ -534,17 +545,16 @@ def observer_ranges(values: Values) -> Live:
     bottom.set_xscale("log", base=2)
     bottom.set(xlim=(2.0**-10, 1.15), yscale="log", ylim=(1e-3, 150))
     bottom.set_xticks([2.0**k for k in range(-10, 1, 2)], ["1/1024", "1/256", "1/64", "1/16", "1/4", "1"])
-    bottom.xaxis.set_minor_locator(NullLocator())
-    bottom.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    plain_ticks(bottom.yaxis)
     top.set(yscale="log", ylim=(0.7, 2 * max(len(x) for x in named.values())))
     bars = top.stairs(np.zeros(60), edges, baseline=0.5, fill=True, color=SKY_BLUE, animated=True)
     curve = bottom.plot(edges, np.ones(61), color=GREY, animated=True)[0]
     verticals, markers = {}, {}
-    for name, (colour, style, marker) in looks.items():
+    for name, (colour, style, marker, size) in looks.items():
         verticals[name] = top.axvline(1, color=colour, ls=style, animated=True, label=name)
-        markers[name] = bottom.plot([1], [1], marker, ms=9, color=colour, mec="white", animated=True, label=name)[0]
-    top.legend(loc="upper left", ncols=3, bbox_to_anchor=(0.0, 1.02))
-    bottom.legend(loc="lower left", ncols=3)
+        markers[name] = bottom.plot([1], [1], marker, ms=size, color=colour, mec="white", animated=True)[0]
+        markers[name].set_zorder(4 - size / 10)  # where two choices agree, both are seen
+    legend(top, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 0.99), borderaxespad=0)
 
     def update(values: str, bits: int, percentile: float) -> None:
         m, e = measure(values, bits, percentile), experiment(values, bits)
@@ -558,7 +568,7 @@ def observer_ranges(values: Values) -> Live:
         m = measure(values, bits, percentile)
         parts = [
             f"{name if name != 'percentile' else f'percentile {percentile:g}'} ends at {m.ends[name] * m.largest:.3g}, "
-            f"error {_percent(m.errors[name])}, clips {_percent(m.clipped[name])}"
+            f"error {percent(m.errors[name])}, clips {percent(m.clipped[name])}"
             for name in looks
         ]
         return f"{_start(values)}{bits} bits: {'; '.join(parts)}."
@@ -601,6 +611,14 @@ def _sample(x: Tensor) -> Float[Tensor, " n"]:
     return torch.cat([x[::step], x.min()[None], x.max()[None]]) if step > 1 else x
 
 
+def _spread(x: np.ndarray, n: int) -> np.ndarray:
+    """Indices of about n values to draw: half evenly by rank, half evenly along the axis, so that tails show too."""
+    order = x.argsort()
+    along = np.searchsorted(x[order], np.linspace(x.min(), x.max(), n // 2)).clip(0, len(x) - 1)
+    by_rank = np.linspace(0, len(x) - 1, n // 2).astype(int)
+    return order[np.unique(np.concatenate([along, by_rank]))]
+
+
 def _rows(inputs: Float[Tensor, "*lead in"], columns: int) -> Float[Tensor, "tokens in"]:
     if inputs.shape[-1] != columns:
         raise ValueError(f"inputs must end in the weight's {columns} input channels, got {list(inputs.shape)}")
@@ -619,12 +637,13 @@ def _output_error(moved: Float[Tensor, "n out in"], gram: Float[Tensor, "in in"]
 
 
 def _fp8_bound(x: np.ndarray, code: str) -> np.ndarray:
-    """Half the distance between the neighbouring numbers of a format, relative to x; 1 where it rounds to zero."""
+    """Half the distance between the neighbouring numbers of a format, relative to x; 1 where it rounds to zero;
+    the distance to the largest number where x lies beyond it."""
     format = fp8_format(code)
     exponent = np.maximum(np.floor(np.log2(x)), math.log2(format.min_normal))
     half_step = 2.0 ** (exponent - format.mantissa_bits - 1)
-    bound = np.where(x > format.max, (x - format.max) / x, half_step / x)
-    return np.minimum(np.maximum(bound, 1e-9), 1)
+    bound = np.maximum(half_step / x, (x - format.max) / x)
+    return np.minimum(bound, 1)
 
 
 def _nearest(options: list[float], value: float) -> int:
@@ -633,11 +652,3 @@ def _nearest(options: list[float], value: float) -> int:
 
 def _power(x: Tensor) -> float:
     return float(x.square().mean())
-
-
-def _percent(share: float) -> str:
-    """A share in percent with two significant digits, and no more zeros than it takes."""
-    if share == 0:
-        return "0 %"
-    digits = max(0, 1 - math.floor(math.log10(abs(share * 100))))
-    return f"{share * 100:.{min(digits, 4)}f} %"

@@ -11,9 +11,11 @@ Environment:
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -22,10 +24,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from labsupport.doctor import find_chromium
 
@@ -54,7 +59,8 @@ class Lab:
 
     def address(self, notebook: str) -> str:
         """The notebook alone in a single-document window, in a workspace of its own."""
-        return f"{self.url}/doc/workspaces/{Path(notebook).stem}-{secrets.token_hex(3)}/tree/{notebook}?token={self.token}"
+        workspace = secrets.token_hex(4)
+        return f"{self.url}/doc/workspaces/{workspace}/tree/{notebook}?token={self.token}"
 
 
 @pytest.fixture(scope="session", params=["current", pytest.param("colab", marks=pytest.mark.colab)])
@@ -81,13 +87,15 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
+        "LABSUPPORT_SMOLLM2": "0",  # chapters then run on `tiny` alone, whatever is cached
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
     }
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True", *extensions,
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}",
+        "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly", "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *extensions,
     ]  # fmt: skip
     _settings(home / "settings")
     log = home / "jupyter.log"
@@ -102,7 +110,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def browser():  # noqa: ANN201  (a playwright Browser; playwright may be absent)
+def browser():
     executable = find_chromium()
     if executable is None:
         missing("no Chromium or Chrome on the PATH: apt-get install chromium")
@@ -116,8 +124,8 @@ def browser():  # noqa: ANN201  (a playwright Browser; playwright may be absent)
         browser.close()
 
 
-@pytest.fixture
-def page(browser, request: pytest.FixtureRequest):  # noqa: ANN001, ANN201
+@pytest.fixture(scope="module")
+def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(60_000)
     yield page
@@ -145,7 +153,8 @@ def _kernelspec(home: Path, name: str, python: str) -> None:
 
 
 def _prefix(python: str) -> str:
-    return subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True).stdout.strip()
+    command = [python, "-c", "import sys; print(sys.prefix)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _free_port() -> int:
@@ -184,15 +193,17 @@ def _shut_down(lab: Lab, server: subprocess.Popen) -> None:
             server.wait()
 
 
-# One record for each animation frame and picture: what a person would have seen. `latencies` holds, for each key
-# press, the milliseconds until the first new picture was decoded.
+# Heights of every picture in every animation frame, whether one was ever broken, and for each key press the
+# milliseconds until the next new picture was decoded. (A picture's naturalWidth says nothing of blank frames: it is 0
+# while the next one loads, and Chromium goes on painting the one before. `film` looks at what was painted.)
 WATCH = """
 () => {
-  const state = {frames: {}, latencies: [], pressed: null, running: true};
+  const state = {heights: {}, broken: 0, latencies: [], pressed: null};
   window.labsupportWatch = state;
-  const pictures = () => [...document.querySelectorAll('img.widget-image')];
-  pictures().forEach((picture, index) => {
-    state.frames[index] = [];
+  const pictures = [...document.querySelectorAll('img.widget-image')];
+  pictures.forEach((picture, index) => {
+    state.heights[index] = [];
+    picture.addEventListener('error', () => { state.broken += 1; });
     new MutationObserver(() => {
       const pressed = state.pressed;
       if (pressed === null) return;
@@ -202,12 +213,11 @@ WATCH = """
   });
   document.addEventListener('keydown', () => { state.pressed = performance.now(); }, true);
   const sample = () => {
-    pictures().forEach((picture, index) => state.frames[index]?.push(
-      [picture.naturalWidth, picture.getBoundingClientRect().height, picture.complete]));
-    if (state.running) requestAnimationFrame(sample);
+    pictures.forEach((picture, index) => state.heights[index].push(picture.getBoundingClientRect().height));
+    requestAnimationFrame(sample);
   };
   requestAnimationFrame(sample);
-  return pictures().length;
+  return pictures.length;
 }
 """
 
@@ -225,12 +235,20 @@ async () => {
 """
 
 
+AT_END = """
+handle => {
+  const now = handle.getAttribute('aria-valuenow');
+  return now === null ? parseFloat(handle.style.left) >= 100 : now === handle.getAttribute('aria-valuemax');
+}
+"""
+
+
 class NotebookPage:
     """A notebook in a browser tab: run it, move its controls by keyboard, see what its pictures do."""
 
-    SLIDERS = ".lm-Widget [role=slider]"
+    SLIDERS = ".jp-OutputArea [role=slider], .jp-OutputArea .ui-slider-handle"  # ipywidgets 8, 7
 
-    def __init__(self, page, lab: Lab) -> None:  # noqa: ANN001
+    def __init__(self, page, lab: Lab) -> None:
         self.page, self.lab = page, lab
 
     def open(self, notebook: str) -> NotebookPage:
@@ -249,7 +267,7 @@ class NotebookPage:
         return self
 
     def run_all(self, seconds: float = 300) -> None:
-        """Run every cell and wait until all are done and the kernel is idle. Errors in cells are for the test to see."""
+        """Run every cell and wait until all are done and the kernel is idle. Errors in cells do not raise here."""
         self.page.set_default_timeout(seconds * 1000)
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.wait_idle()
@@ -271,21 +289,56 @@ class NotebookPage:
         return self.page.evaluate(DIGESTS)
 
     def watch(self) -> int:
-        """Begin to record frames; returns the number of pictures."""
+        """Begin to record; returns the number of pictures."""
         return self.page.evaluate(WATCH)
 
-    def frames(self) -> dict[int, list[tuple[int, float, bool]]]:
-        """(natural width, height on the page, complete) in every frame since `watch`, by picture."""
-        frames = self.page.evaluate("() => window.labsupportWatch.frames")
-        return {int(index): [tuple(frame) for frame in seen] for index, seen in frames.items()}
+    def assert_steady(self) -> None:
+        """Since `watch`, no picture was broken and none changed its height in any frame."""
+        watched = self.page.evaluate("() => window.labsupportWatch")
+        assert watched["broken"] == 0
+        for index, heights in watched["heights"].items():
+            assert len(heights) > 10, f"only {len(heights)} frames of picture {index} were seen"
+            lowest, highest = min(heights), max(heights)
+            assert lowest > 0.99 * highest > 0, f"picture {index} collapsed from {highest} to {lowest} px"
 
     def latencies(self) -> list[float]:
+        """Milliseconds from each key press to the new picture, decoded."""
         return self.page.evaluate("() => window.labsupportWatch.latencies")
+
+    @contextmanager
+    def film(self, picture) -> Iterator[list[float]]:
+        """While open, every painted frame is recorded; afterwards the list holds each frame's share of pixels of the
+        picture's area that are not white. The page must not scroll meanwhile."""
+        area = picture.bounding_box()
+        raw: list[bytes] = []
+        session = self.page.context.new_cdp_session(self.page)
+
+        def keep(event: dict) -> None:
+            raw.append(base64.b64decode(event["data"]))
+            session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
+
+        session.on("Page.screencastFrame", keep)
+        session.send("Page.startScreencast", {"format": "jpeg", "quality": 80, "everyNthFrame": 1})
+        inked: list[float] = []
+        try:
+            yield inked
+            self.page.wait_for_timeout(300)
+        finally:
+            session.send("Page.stopScreencast")
+            session.detach()
+        width = self.page.viewport_size["width"]
+        for data in raw:
+            frame = Image.open(BytesIO(data)).convert("L")
+            ratio = frame.width / width
+            box = [
+                round(ratio * x) for x in (area["x"], area["y"], area["x"] + area["width"], area["y"] + area["height"])
+            ]
+            inked.append(sum(frame.crop(tuple(box)).histogram()[:200]) / ((box[2] - box[0]) * (box[3] - box[1])))
 
     def sliders(self) -> list:
         return self.page.locator(self.SLIDERS).all()
 
-    def press(self, control, key: str, timeout: float = 20_000) -> bool:  # noqa: ANN001
+    def press(self, control, key: str, timeout: float = 20_000) -> bool:
         """Focus a control, press a key, wait for a new picture. False: no picture changed."""
         before = self.digests()
         control.scroll_into_view_if_needed()
@@ -301,17 +354,38 @@ class NotebookPage:
             self.page.wait_for_timeout(30)
         return False
 
-    def nudge(self, slider) -> bool:  # noqa: ANN001
+    def nudge(self, slider) -> bool:
         """Move a slider one step to the right, or to the left if it stands at its end; True if a picture changed."""
-        at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
+        slider.scroll_into_view_if_needed()
+        at_end = slider.evaluate(AT_END)
         return self.press(slider, "ArrowLeft" if at_end else "ArrowRight")
+
+    def picture_of(self, control):
+        """The picture of the Live that a control belongs to."""
+        return control.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator("img.widget-image")
+
+    def label_of(self, control) -> str:
+        row = control.locator("xpath=ancestor::*[contains(@class, 'widget-inline-hbox')][1]")
+        return row.locator(".widget-label").first.inner_text()
+
+    def executed_cells(self) -> int:
+        prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        return sum(bool(re.fullmatch(r"\[\d+\]:", prompt.strip())) for prompt in prompts)
 
     def screenshot(self, name: str) -> None:
         if folder := os.environ.get("LABSUPPORT_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=Path(folder) / f"{name}.png")
 
+    def screenshot_of_picture(self, index: int, name: str) -> None:
+        """One Live as it is shown: controls, picture, caption."""
+        if folder := os.environ.get("LABSUPPORT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            picture = self.page.locator("img.widget-image").nth(index)
+            whole = picture.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]")
+            whole.screenshot(path=Path(folder) / f"{name}.png")
 
-@pytest.fixture
-def notebook_page(page, lab: Lab) -> NotebookPage:  # noqa: ANN001
+
+@pytest.fixture(scope="module")
+def notebook_page(page, lab: Lab) -> NotebookPage:
     return NotebookPage(page, lab)

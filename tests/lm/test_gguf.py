@@ -13,9 +13,17 @@ from labsupport.lm import Llama, LlamaConfig, load_lm
 from labsupport.lm.gguf_file import convert_gguf, leave_grid
 
 CONFIG = LlamaConfig(vocab_size=260, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2)
-PARTS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-         "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}  # fmt: skip
+PARTS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def test_the_function_is_the_same_and_the_weights_are_off_the_grid(model, tmp_pa
     name = "layers.1.mlp.gate_proj.weight"
     assert levels_per_block(on_grid[name]) <= 16
     assert levels_per_block(loaded.model.state_dict()[name]) == 32
-    assert loaded.tokenizer.encode("a1<eos>") == [ord("a"), ord("1"), 257]
+    assert loaded.tokenizer.encode("ab1a<eos>") == [259, ord("1"), ord("a"), 257]
     assert loaded.tokenizer.eos_token_id == 257
     assert json.loads((tmp_path / "labsupport.json").read_text())["precision"] == "Q4_1"
 
@@ -70,11 +78,11 @@ def write_gguf(path, model: Llama) -> dict[str, torch.Tensor]:
     writer.add_rope_freq_base(CONFIG.rope_theta)
     writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
     writer.add_context_length(CONFIG.max_positions)
-    tokens = [chr(i) if 33 <= i < 127 else f"<{i}>" for i in range(256)] + ["<pad>", "<eos>", "<x>", "<y>"]
+    tokens = [chr(i) if 33 <= i < 127 else f"<{i}>" for i in range(256)] + ["<pad>", "<eos>", "<x>", "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3] * 4)
+    writer.add_token_types([1] * 256 + [3, 3, 3, 1])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(257)
     on_grid = {}

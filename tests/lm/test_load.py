@@ -10,6 +10,7 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_a_truncated_file_is_refused(lm, tmp_path):
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as its client asks for; class attributes say what it serves and how it fails."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
     truncate = False
     corrupt = False
 

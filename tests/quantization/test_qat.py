@@ -134,13 +134,15 @@ def test_dead_rows_and_steps_pushed_across_zero():
 
 
 @pytest.mark.parametrize("weight_bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("activation_bits", [3, 8])  # at 3 bits both ends of the grid are in use
 @pytest.mark.parametrize("signed", [False, True])
-def test_the_integer_layer_computes_what_training_saw(weight_bits, signed):
+def test_the_integer_layer_computes_what_training_saw(weight_bits, activation_bits, signed):
     linear, x = nn.Linear(40, 12), normal(32, 40) if signed else normal(32, 40).relu()
-    layer = QATLinear.from_float(linear, x, weight_bits, activation_bits=8)
+    layer = QATLinear.from_float(linear, x, weight_bits, activation_bits)
     assert layer.input_quantizer.signed == signed
     with torch.no_grad():
         layer.weight_quantizer.step.mul_(0.9)
+        layer.input_quantizer.step.mul_(0.5)
     weight, grid = layer.integers()
     codes = quantize(x, grid)
     # Equal to the last bit, not nearly: training saw the integers.

@@ -54,7 +54,8 @@ def test_find_scale_zero_covers_the_group(values, bits, symmetric):
     codes = quantize_to_codes(group, scale[:, None], zero_point[:, None], bits)
     stored = QuantizedWeight.from_codes(codes, scale[:, None], zero_point[:, None], bits, group_size=9)
     # The scale that is stored is the one that was used, so the half step holds for what comes back.
-    assert ((stored.dequantize() - group).abs() <= scale[:, None] * (0.5 + 1e-4)).all()
+    beyond = 2.0**-10 * group.abs().amax(1, keepdim=True) if symmetric else 0.0
+    assert ((stored.dequantize() - group).abs() <= scale[:, None] * (0.5 + 1e-4) + beyond).all()
     assert torch.equal(stored.scale.float(), scale[:, None])
 
 
@@ -71,11 +72,22 @@ def test_find_scale_zero_is_the_published_grid(bits):
 
     scale, zero_point = find_scale_zero(torch.from_numpy(weight), bits, symmetric=True)
     exact = 2 * np.abs(weight).max(1) / (2**bits - 1)
-    assert ((scale.numpy() >= exact * (1 - 1e-6)) & (scale.numpy() <= exact * (1 + 2**-9))).all()
+    assert ((scale.numpy() <= exact * (1 + 1e-6)) & (scale.numpy() >= exact * (1 - 2**-9))).all()
+    assert torch.equal(scale.half().float(), scale)
     assert (zero_point == 2 ** (bits - 1)).all()
     # A clipped range: the same grid as that of weights that end there.
     assert torch.equal(scale_zero_from_range(torch.tensor(-1.0), torch.tensor(2.0), bits)[0],
                        find_scale_zero(torch.tensor([-1.0, 0.3, 2.0]), bits)[0])  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_symmetric_ends_fall_as_with_the_exact_scale(bits):
+    """+max|w| one half step inwards, -max|w| outwards: rounding the scale up would shrink the largest weights."""
+    largest = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) + 0.01
+    group = largest * torch.tensor([[1.0, -1.0]])
+    scale, zero_point = find_scale_zero(group, bits, symmetric=True)
+    codes = quantize_to_codes(group, scale[:, None], zero_point[:, None], bits)
+    assert (codes == torch.tensor([2**bits - 1, 0])).all()
 
 
 def test_round_scale_rounds_up_to_float16_or_stays():
@@ -87,6 +99,10 @@ def test_round_scale_rounds_up_to_float16_or_stays():
     assert (rounded[inside] <= scale[inside] * (1 + 2**-10)).all()
     assert torch.equal(rounded[~inside], scale[~inside])
     assert rounded[0] == 1.0
+    down = round_scale(scale, up=False)
+    assert (down <= scale).all() and down[0] == 1.0 and torch.equal(down[~inside], scale[~inside])
+    assert torch.equal(down[inside].half().float(), down[inside])
+    assert (down[inside] >= scale[inside] * (1 - 2**-10)).all()
 
 
 @pytest.mark.parametrize("magnitude", [1e-12, 1e-6, 1e8, 1e30])

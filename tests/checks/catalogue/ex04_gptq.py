@@ -315,7 +315,7 @@ WRONG = {
     ),
     "H without most of what is off its diagonal": (
         "check_update",
-        "makes up for 0.4",
+        "where 1 is best",
         {_CELL: [(_DAMP, _DAMP + "    hessian = 0.5 * (hessian + torch.diag(hessian.diagonal()))\n")]},
     ),
     "H from the first half of the inputs": (
@@ -332,6 +332,16 @@ WRONG = {
         "check_dead_columns",
         "20 inputs for 64 columns",
         {_CELL: [(_DAMP, "")]},
+    ),
+    "gives up compensation where H is singular": (
+        "check_dead_columns",
+        "of round-to-nearest's; H is singular there",
+        {
+            _CELL: [
+                ("    hessian[dead, dead] = 1\n", "    singular = dead.any() or len(inputs) < len(dead)\n    hessian[dead, dead] = 1\n"),
+                (_UPDATE, f"if not singular:\n            {_UPDATE}"),
+            ]
+        },
     ),
     "dead columns become NaN": (
         "check_dead_columns",
