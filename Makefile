@@ -30,7 +30,7 @@ lab: $(VENV)/lab.stamp
 # One thread a process: two pytest workers share the cores better than two thread pools do.
 test: $(VENV)/test.stamp $(COLAB)/test.stamp chromium
 	OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
-		$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 exercises: $(VENV)/test.stamp
 	$(BIN)/labsupport release

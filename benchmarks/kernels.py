@@ -16,6 +16,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,15 +80,15 @@ def quantized(
 ) -> Llama:
     model = copy.deepcopy(model)
     for block in model.layers:
-        for parent in (block.self_attn, block.mlp):
+        for parent in (block.get_submodule("self_attn"), block.get_submodule("mlp")):
             for name, linear in list(parent.named_children()):
-                setattr(parent, name, make(linear))
-    model.lm_head = make_head(model.lm_head)  # type: ignore[arg-type]
+                setattr(parent, name, make(linear))  # type: ignore[arg-type]
+    model.lm_head = make_head(model.lm_head)  # type: ignore[assignment]
     return model
 
 
 def linear_layers(model: Llama, batch: int) -> Callable[[], None]:
-    linears = [layer for block in model.layers for layer in (*block.self_attn.children(), *block.mlp.children())]
+    linears: list[Any] = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
     inputs = {size: torch.randn(batch, size) for size in (SMOLLM2.hidden_size, SMOLLM2.intermediate_size)}
 
     def walk() -> None:
@@ -110,7 +111,7 @@ def decode_step(model: Llama, batch: int) -> Callable[[], None]:
 
 
 def measure(works: dict[str, Callable[[], None]], clock: Callable[[], float], turns: int) -> dict[str, float]:
-    """Seconds of each, the best of some turns taken alternately; the first turn, which packs and compiles, is not timed."""
+    """Seconds of each: the best of some turns, taken alternately. The first turn, which packs and compiles, is free."""
     best = dict.fromkeys(works, float("inf"))
     for turn in range(turns + 1):
         for name, work in works.items():

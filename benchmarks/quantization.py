@@ -1,6 +1,6 @@
 """Quantization of a whole language model, measured: perplexity, CPU seconds, and decoding speed against float32.
 
-    python benchmarks/quantization.py [--model smollm2-135m] [--quick] [--threads 1]
+    python benchmarks/quantization.py [--model smollm2-135m] [--quick] [--only REGEX] [--threads 1]
 
 Every figure under "ours" is measured in this run. The reference columns are constants, measured once with the original
 authors' code (GPTQ: IST-DASLab/gptq; AWQ: mit-han-lab/llm-awq; W8A8: torchao) on the same model and text, one thread
@@ -13,6 +13,7 @@ evaluation part. All linear layers of the blocks; not the embedding or the head,
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -100,7 +101,8 @@ ROWS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="name or folder for load_lm")
-    parser.add_argument("--quick", action="store_true", help="six rows of the table")
+    parser.add_argument("--quick", action="store_true", help="five rows of the table")
+    parser.add_argument("--only", metavar="REGEX", help='rows whose label matches, such as "GPTQ 3-bit|AWQ"')
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--skip-speed", action="store_true", help="perplexity only")
     parser.add_argument("--skip-perplexity", action="store_true", help="speed only")
@@ -113,6 +115,7 @@ def main() -> None:
     is_reference_model = lm.name == "smollm2-135m"
     if not arguments.skip_perplexity:
         rows = [row for row in ROWS if row.quick or not arguments.quick]
+        rows = [row for row in rows if arguments.only is None or re.search(arguments.only, row.label)]
         evaluation = tokens["evaluation"][: EVALUATION_WINDOWS * SEQ_LEN]
         exact = perplexity(lm.model, evaluation, SEQ_LEN)
         for row in (bar := tqdm(rows, unit="row")):

@@ -29,8 +29,16 @@ def test_this_installation_is_ready() -> None:
     findings = doctor.examine()
     ready, message = doctor.verdict(findings)
     assert ready, doctor.report(findings)
-    assert message == doctor.report(findings).splitlines()[-1] == "ready for chapter 1"
+    assert message == doctor.report(findings).splitlines()[-1] == f"ready for {doctor.chapters()}"
     assert {"this machine", "devices", "packages", "extras", "notebooks", "models"} <= {each.area for each in findings}
+
+
+def test_chapters_are_those_whose_notebooks_exist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(root.glob("notebooks/[0-9][0-9]_*.ipynb"))) == doctor.CHAPTERS
+    monkeypatch.setattr(doctor, "CHAPTERS", 1)
+    assert doctor.chapters() == "chapter 1"
+    monkeypatch.setattr(doctor, "CHAPTERS", 3)
+    assert doctor.chapters() == "chapters 1 to 3"
 
 
 def test_notes_do_not_stop_anyone_but_what_is_missing_does() -> None:

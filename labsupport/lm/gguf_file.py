@@ -108,12 +108,12 @@ def leave_grid(weights: dict[str, Tensor], config: LlamaConfig, seed: int = 0) -
                 scale(f"{layer}{projection}.weight", factor)
         assert config.head_dim is not None
         factor = factors(config.num_kv_heads * config.head_dim)
-        scale(f"{layer}self_attn.v_proj.weight", factor[:, None])
+        scale(f"{layer}self_attn.v_proj.weight", 1 / factor[:, None])
         shared = factor.view(config.num_kv_heads, 1, -1).expand(-1, group, -1).reshape(-1)
-        scale(f"{layer}self_attn.o_proj.weight", 1 / shared)
+        scale(f"{layer}self_attn.o_proj.weight", shared)
         factor = factors(config.intermediate_size)
-        scale(f"{layer}mlp.up_proj.weight", factor[:, None])
-        scale(f"{layer}mlp.down_proj.weight", 1 / factor)
+        scale(f"{layer}mlp.up_proj.weight", 1 / factor[:, None])
+        scale(f"{layer}mlp.down_proj.weight", factor)
     return weights
 
 

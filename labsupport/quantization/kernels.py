@@ -47,7 +47,7 @@ _WEIGHT_ONLY_ROWS = 128
 def int8_matmul(x: Int8[Tensor, "n in"], weight: Int8[Tensor, "out in"]) -> Tensor:
     """x @ weight.T in integer arithmetic: [n, out], int32 or (whole numbers in) float32.
 
-    Exact for all int8 values; float32 sums beyond 2**24 are the nearest float32. For repeated use, keep the kernel:
+    Exact for all int8 values; float32 sums beyond 2**24 are rounded to its 24 bits. For repeated use, keep the kernel:
     ``kernel = int8_kernel(weight); kernel(x)``.
     """
     for name, tensor in (("x", x), ("weight", weight)):
@@ -174,7 +174,6 @@ class Fbgemm(Int8Kernel):
             return x.new_empty(0, self.unpack().shape[0])
         if self.one_pass:
             return multiply(x, 1.0, 128, self._packed)  # scale, zero point: round(x) + 128 as unsigned bytes
-        x = x.round()
         half = (x / 2).floor()
         first, second = multiply(torch.cat((half, x - half)), 1.0, 64, self._packed).chunk(2)
         return first + second
@@ -194,7 +193,11 @@ class FloatMM(Int8Kernel):
 
     def __call__(self, x: Tensor) -> Float[Tensor, "n out"]:
         pieces = zip(_whole(x).split(_EXACT_COLUMNS, 1), self.weight.split(_EXACT_COLUMNS, 1), strict=True)
-        return torch.stack([piece.float() @ columns.float().T for piece, columns in pieces]).sum(0)
+        return (
+            torch.stack([piece.float() @ columns.float().T for piece, columns in pieces])
+            .sum(0, dtype=torch.float64)
+            .float()
+        )
 
 
 INT8_KERNELS: tuple[type[Int8Kernel], ...] = (IntMM, Fbgemm, FloatMM)
@@ -466,7 +469,7 @@ def _works(name: str, probe: Callable[..., bool], *arguments: Any) -> bool:
     if key not in _PROBED:
         try:
             _PROBED[key] = probe(*arguments)
-        except (AttributeError, NotImplementedError, RuntimeError):
+        except Exception:  # gone, renamed, other arguments, not for this CPU: whatever it is, the next kernel will do
             _PROBED[key] = False
     return _PROBED[key]
 

@@ -206,7 +206,7 @@ _METHODS: dict[str, Callable[[Iterator[Stage], _Options], Iterator[Replacement]]
 
 
 def _source(stage: Stage) -> str | None:
-    """What makes the stage's inputs, and can take a scale for each channel; None where a channel has several readers."""
+    """What makes the stage's inputs, which can take a scale; None where a channel has several readers."""
     attention = stage.layer.self_attn
     if "self_attn.o_proj" in stage.names and attention.num_kv_heads != attention.num_heads:
         return None

@@ -77,7 +77,7 @@ class Int4Matmul:
 
 
 def tile(nibbles: UInt8[Tensor, "out columns"]) -> UInt8[Tensor, "blocks columns 32"]:
-    """Values 0..15 in the order in which the int4 kernels read them; outputs are filled up with zeros to whole blocks."""
+    """Values 0..15 in the order in which the int4 kernels read them; outputs are filled up with zeros to blocks."""
     padded = torch.nn.functional.pad(nibbles, (0, 0, 0, -nibbles.shape[0] % OUTPUTS))
     low, high = padded.view(-1, 2, OUTPUTS // 2, nibbles.shape[1]).unbind(1)
     return (low | (high << 4)).transpose(1, 2).contiguous()

@@ -34,7 +34,7 @@ def find_scale_zero(
     above 65504) it stays float32. Asymmetric scales are rounded up, so that the grid still covers the group: no weight
     is wrong by more than half a step. Symmetric ones are rounded down: the ends of a group lie on a tie there, that
     rounding to even resolves outwards for -max|w| and the clamp inwards for +max|w|. A larger scale would move both
-    inwards and shrink every group's largest weight (4 bits, groups of 64, SmolLM2: perplexity 24.6 instead of 22.7).
+    inwards and shrink every group's largest weight (4 bits, groups of 64, SmolLM2: perplexity 24.6 instead of 23.0).
     The price is 2**-10 max|w| beyond the half step, at those ends only.
     """
     check_bits(bits)
@@ -64,7 +64,7 @@ def round_scale(scale: Float[Tensor, "*lead"], up: bool = True) -> Float[Tensor,
     neighbour = torch.nextafter(half, torch.full_like(half, math.inf if up else 0.0))
     rounded = torch.where(wrong_side, neighbour, half).float()
     smallest, largest = _HALF_NORMAL
-    return torch.where((scale >= smallest) & (rounded <= largest), rounded, scale)
+    return torch.where((scale >= smallest) & (torch.maximum(scale, rounded) <= largest), rounded, scale)
 
 
 def quantize_to_codes(

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.quantization.calibrate import Stage, check_calibration, stages
+from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, stages
 from labsupport.quantization.linear import quantize_rows, quantize_weight_int8
 
 ALPHAS = tuple(i / 10 for i in range(11))  # the grid of the search
@@ -50,10 +50,16 @@ def smooth_model(
     smoothed = copy.deepcopy(model)
     config: Any = model.config
     windows = check_calibration(calibration, config.vocab_size)
-    # All factors first, then all changes: the activations are those of the model as it came.
-    folds = [(stage.layer, stage.names, _stage_scale(stage, config, alpha)) for stage in stages(smoothed, windows)]
-    for layer, names, scale in folds:
-        _fold(layer, names, scale, config.num_kv_heads)
+    layer_stages: list[Stage] = []
+    for stage in stages(smoothed, windows):
+        layer_stages.append(stage)
+        if len(layer_stages) == NUM_STAGES:
+            # Backwards: factors of o and down change rows of v and up, which the factors before v and up look at.
+            for each in reversed(layer_stages):
+                scale = _stage_scale(each, config, alpha)
+                _fold(each.layer, each.names, scale, config.num_kv_heads)
+                each.divide_inputs(scale)
+            layer_stages.clear()
     return smoothed
 
 

@@ -197,7 +197,7 @@ def _as_control(name: str, spec: Any) -> ipywidgets.Widget:
     if not control.description:
         control.description = label
     control.style.description_width = "initial"
-    control.layout.width = control.layout.width or "auto"
+    control.layout.width = control.layout.width or "max-content"
     control.layout.margin = control.layout.margin or "2px 24px 2px 0"
     if hasattr(control, "readout"):  # a slider: as wide as it likes to be, so that its label is never cut
         control.layout.min_width = control.layout.min_width or "340px"
@@ -226,4 +226,5 @@ def _line(text: str, role: str, colour: str = "#333333") -> str:
     """One line of HTML that screen readers announce when it changes."""
     live = "assertive" if role == "alert" else "polite"
     style = f"color:{colour};font-size:13px;line-height:1.4"
-    return f'<div role="{role}" aria-live="{live}" style="{style}">{html.escape(text)}</div>'
+    text = html.escape(text).replace(" %", "&nbsp;%")
+    return f'<div role="{role}" aria-live="{live}" style="{style}">{text}</div>'

@@ -369,7 +369,7 @@ def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]
     errors = np.concatenate([error for m in widest for error in (m.output, m.weight)])
     floor, ceiling = errors.min() / 1.1, errors.max() * 1.5
     left.set(xlim=(-0.03, 1.03), yscale="log", ylim=(floor, ceiling))
-    ticks = _ROUND if ceiling / floor > 8 else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4)
+    ticks = _ROUND if ceiling / floor > 8 else (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 2, 3, 4)
     plain_ticks(left.yaxis, [tick for tick in ticks if floor <= tick <= ceiling])
     left.axhline(1, color=GREY, lw=1, ls=":")
     weights = left.plot(alphas, np.ones(21), "s--", ms=4, color=VERMILION, label="weight error", animated=True)[0]

@@ -122,7 +122,7 @@ def plain_ticks(axis: Axis, ticks: Sequence[float] | None = None, unit: str = ""
     if ticks is not None:
         axis.set_ticks(ticks)
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}".replace("-", "−")))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -95,7 +95,9 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
         "--LabApp.extension_manager=readonly", "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *extensions,
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        # Should the tests be killed, it ends itself.
+        "--MappingKernelManager.cull_idle_timeout=900", "--ServerApp.shutdown_no_activity_timeout=900", *extensions,
     ]  # fmt: skip
     _settings(home / "settings")
     log = home / "jupyter.log"
@@ -127,7 +129,7 @@ def browser():
 @pytest.fixture(scope="module")
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     yield page
     page.close()
 
@@ -163,7 +165,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_until_up(lab: Lab, server: subprocess.Popen, seconds: float = 90) -> None:
+def _wait_until_up(lab: Lab, server: subprocess.Popen, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -213,7 +215,7 @@ WATCH = """
   });
   document.addEventListener('keydown', () => { state.pressed = performance.now(); }, true);
   const sample = () => {
-    pictures.forEach((picture, index) => state.heights[index].push(picture.getBoundingClientRect().height));
+    pictures.forEach((picture, index) => state.heights[index].push(picture.offsetHeight));
     requestAnimationFrame(sample);
   };
   requestAnimationFrame(sample);
@@ -221,19 +223,13 @@ WATCH = """
 }
 """
 
-DIGESTS = """
-async () => {
-  const digests = [];
-  for (const picture of document.querySelectorAll('img.widget-image')) {
-    if (!picture.src) { digests.push(''); continue; }
-    const bytes = await (await fetch(picture.src)).arrayBuffer();
-    const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-    digests.push([...hash].map(x => x.toString(16).padStart(2, '0')).join(''));
-  }
-  return digests;
+DIGEST = """
+async picture => {
+  const bytes = await (await fetch(picture.src)).arrayBuffer();
+  const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  return [...hash].map(x => x.toString(16).padStart(2, '0')).join('');
 }
 """
-
 
 AT_END = """
 handle => {
@@ -271,7 +267,7 @@ class NotebookPage:
         self.page.set_default_timeout(seconds * 1000)
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.wait_idle()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
 
     def wait_idle(self) -> None:
         self.page.wait_for_function(
@@ -284,9 +280,9 @@ class NotebookPage:
         failed = ".jp-OutputArea-output:has-text('Error displaying widget'), .jupyter-widgets.jp-mod-error"
         return [text for text in self.page.locator(f"{red}, {failed}").all_inner_texts() if text.strip()]
 
-    def digests(self) -> list[str]:
-        """SHA-256 of each picture's bytes, in order of appearance."""
-        return self.page.evaluate(DIGESTS)
+    def digest(self, picture) -> str:
+        """SHA-256 of a picture's bytes."""
+        return picture.evaluate(DIGEST)
 
     def watch(self) -> int:
         """Begin to record; returns the number of pictures."""
@@ -338,20 +334,21 @@ class NotebookPage:
     def sliders(self) -> list:
         return self.page.locator(self.SLIDERS).all()
 
-    def press(self, control, key: str, timeout: float = 20_000) -> bool:
-        """Focus a control, press a key, wait for a new picture. False: no picture changed."""
-        before = self.digests()
+    def press(self, control, key: str, seconds: float = 60) -> bool:
+        """Focus a control and press a key. True once other bytes are shown as its picture, False if none came."""
+        picture = self.picture_of(control)
+        before, source = self.digest(picture), picture.get_attribute("src")
         control.scroll_into_view_if_needed()
         control.focus()
         self.page.keyboard.press(key)
-        return self.wait_for_change(before, timeout)
-
-    def wait_for_change(self, before: list[str], timeout: float = 20_000) -> bool:
-        deadline = time.monotonic() + timeout / 1000
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.digests() != before:
-                return True
-            self.page.wait_for_timeout(30)
+            self.page.wait_for_timeout(20)
+            if picture.get_attribute("src") != source:
+                self.page.wait_for_timeout(20)  # the old one is released only now
+                source = picture.get_attribute("src")
+                if self.digest(picture) != before:
+                    return True
         return False
 
     def nudge(self, slider) -> bool:

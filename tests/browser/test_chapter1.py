@@ -25,7 +25,7 @@ def chapter(notebook_page, lab):
             cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, lab.folder / NOTEBOOK.name)
     notebook_page.open(NOTEBOOK.name)
-    notebook_page.run_all(seconds=400)
+    notebook_page.run_all(seconds=900)
     return notebook_page
 
 

@@ -86,7 +86,7 @@ def test_a_reader_sees_the_stored_picture_before_anything_runs(notebook_page, la
     cell = nbformat.v4.new_code_cell("live", execution_count=1)
     cell.outputs = [nbformat.v4.new_output("display_data", bundle, metadata=metadata)]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), lab.folder / "stored.ipynb")
-    page = notebook_page.page.context.new_page()
+    page = notebook_page.page.context.browser.new_page()
     reader = type(notebook_page)(page, lab)
     reader.open("stored.ipynb")
     box = page.locator(".jp-OutputArea-output img").bounding_box()
@@ -125,11 +125,12 @@ def test_an_error_is_one_red_line_and_the_picture_stays(opened):
     opened.press(slider, "Home")
     assert opened.press(slider, "ArrowRight")
     assert opened.press(slider, "ArrowRight")  # bar 2
-    good = opened.digests()
+    picture = opened.picture_of(slider)
+    good = opened.digest(picture)
     slider.focus()
     opened.page.keyboard.press("ArrowRight")  # bar 3
     opened.page.wait_for_selector("[role=alert]:has-text('ZeroDivisionError: bar three cannot be drawn')")
-    assert opened.digests() == good
+    assert opened.digest(picture) == good
     assert opened.press(slider, "ArrowRight")  # bar 4 works again, and the red line goes
     opened.page.wait_for_selector("[role=status]:has-text('Bar 4 is black.')")
     assert opened.errors() == []

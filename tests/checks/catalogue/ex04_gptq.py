@@ -338,7 +338,10 @@ WRONG = {
         "of round-to-nearest's; H is singular there",
         {
             _CELL: [
-                ("    hessian[dead, dead] = 1\n", "    singular = dead.any() or len(inputs) < len(dead)\n    hessian[dead, dead] = 1\n"),
+                (
+                    "    hessian[dead, dead] = 1\n",
+                    "    singular = dead.any() or len(inputs) < len(dead)\n    hessian[dead, dead] = 1\n",
+                ),
                 (_UPDATE, f"if not singular:\n            {_UPDATE}"),
             ]
         },
