@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The chapters use SmolLM2 where it is cached, which takes minutes: their tests are about `tiny`.
+os.environ.setdefault("LABSUPPORT_SMOLLM2", "0")
 
 # A deadline would be a timed assertion. In CI the same examples are drawn each time, so a failure can be repeated.
 settings.register_profile("local", deadline=None)
