@@ -64,7 +64,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... size"]) -> Float[Tensor, "... size"]:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        mean_square = x.float().square().mean(-1, keepdim=True)  # in float32: half precision overflows
+        return (x * torch.rsqrt(mean_square + self.eps)).to(x.dtype) * self.weight
 
 
 class Attention(nn.Module):
@@ -170,21 +171,22 @@ class Llama(nn.Module):
     def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
         """Cosine and sine for each position (Su et al. 2021, arXiv 2104.09864, eq. 34), angles in float32.
 
-        Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies.
+        Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies. The sine
+        is negative in the first half: the sign that it has in `rotate`.
         """
         head_dim = self.config.head_dim
         assert head_dim is not None
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
         angles = positions[..., None].float() * self.config.rope_theta**-exponents  # [batch, time, head_dim / 2]
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # one for all heads
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos(), angles.sin()
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return cos[:, None].to(dtype), sin[:, None].to(dtype)  # one for all heads
 
 
 def rotate(x: Float[Tensor, "batch heads time head_dim"], rotary: Rotary) -> Float[Tensor, "batch heads time head_dim"]:
-    """Turn each pair (x[i], x[i + head_dim/2]) by its angle."""
+    """Turn each pair (a, b) = (x[i], x[i + head_dim/2]) by its angle: (a cos - b sin, b cos + a sin)."""
     cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:

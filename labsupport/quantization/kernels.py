@@ -7,9 +7,9 @@ The tables below are searched from the top; the first entry that supports the we
         Fbgemm           other x86 CPUs (AVX2)                     torch.ops.quantized
         FloatMM          every other machine                       float32 matmul of the integers
     INT8_WEIGHT_KERNELS  float activations x int8 weights
-        Int8Pack         CPUs with AVX-512, ARM; CUDA              aten._weight_int8pack_mm
-        Int8Numba        other CPUs, if Numba is installed         numba_kernels.py
-        SplitActivation  where Fbgemm is the W8A8 kernel           two int8 matmuls: 16-bit activations
+        Int8Numba        CPUs without AVX-512, if Numba is there   numba_kernels.py
+        Int8Pack         CPUs with AVX-512, ARM: float32;
+                         AVX2: bfloat16 activations; CUDA          aten._weight_int8pack_mm
         Dequantize       every other machine
     INT4_WEIGHT_KERNELS  float activations x packed 4-bit weights with group scales and zero points
         Int4Cuda         CUDA, Ampere or newer, bfloat16           aten._weight_int4pack_mm
@@ -25,7 +25,6 @@ promise to keep are tried out once (`_works`), against a known answer, and done 
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -236,22 +235,6 @@ class Dequantize(Int8WeightKernel):
         return True
 
 
-class Int8Pack(Int8WeightKernel):
-    """aten._weight_int8pack_mm, which converts int8 to float in registers. It reads our layout."""
-
-    @staticmethod
-    def supports(weight: Tensor) -> bool:
-        if weight.device.type == "cpu":
-            fast = _cpu_has("_is_avx512_supported") or platform.machine() in ("aarch64", "arm64")
-            return fast and _works("int8pack", _probe_int8pack, "cpu")
-        return weight.is_cuda and _works("int8pack", _probe_int8pack, "cuda")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[0] > _WEIGHT_ONLY_ROWS:
-            return super().__call__(x)
-        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale.to(x.dtype))
-
-
 class Int8Numba(Int8WeightKernel):
     """Compiled from Python. It reads our layout."""
 
@@ -263,44 +246,39 @@ class Int8Numba(Int8WeightKernel):
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
-        return weight.device.type == "cpu" and has_numba()
+        return weight.device.type == "cpu" and not _cpu_has("_is_avx512_supported") and has_numba()
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] > _WEIGHT_ONLY_ROWS:
             return super().__call__(x)
-        return self._multiply(x).to(x.dtype)
+        return self._multiply(x)
 
 
-class SplitActivation(Int8WeightKernel):
-    """Activations of 16 bits as two of 8: x = step * (256 * high + low), one int8 matmul of twice the rows.
+class Int8Pack(Int8WeightKernel):
+    """aten._weight_int8pack_mm, which converts int8 to float in registers. It reads our layout.
 
-    At batch 1 the weights are read once all the same, and reading them is the whole cost. The rounding of x, at most
-    max|x| / 65278 in each row, lies far below that of the weights.
+    On AVX2 it is fast for bfloat16 only: x and the result are rounded to 8 bits of mantissa.
     """
 
-    owns_weight = True
-
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        self.scale = scale
-        self.kernel = Fbgemm(weight)
+        super().__init__(weight, scale)
+        self.dtype = torch.bfloat16 if weight.device.type == "cpu" and _avx2_at_most() else None
 
     @staticmethod
     def supports(weight: Tensor) -> bool:
-        return not IntMM.supports(weight) and Fbgemm.supports(weight)
+        # With columns that its vectors do not divide it reads past the end of memory.
+        fits = weight.shape[1] % 32 == 0 and weight.device.type in ("cpu", "cuda")
+        return fits and _works("int8pack", _probe_int8pack, weight.device.type)
 
     def __call__(self, x: Tensor) -> Tensor:
-        largest = 256 * 127 + 127
-        step = x.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
-        codes = (x / step).round_()
-        high = ((codes + 128) / 256).floor_()  # low in -128..127; rounding would leave +128 at every other tie
-        high_sum, low_sum = self.kernel(torch.cat((high, torch.sub(codes, high, alpha=256)))).chunk(2)
-        return torch.add(low_sum, high_sum, alpha=256).mul_(step).mul_(self.scale).to(x.dtype)
-
-    def unpack(self) -> Tensor:
-        return self.kernel.unpack()
+        if not 0 < x.shape[0] <= _WEIGHT_ONLY_ROWS:
+            return super().__call__(x)
+        dtype = self.dtype or x.dtype
+        product = torch.ops.aten._weight_int8pack_mm(x.to(dtype).contiguous(), self.weight, self.scale.to(dtype))
+        return product.to(x.dtype)
 
 
-INT8_WEIGHT_KERNELS: tuple[type[Int8WeightKernel], ...] = (Int8Pack, Int8Numba, SplitActivation, Dequantize)
+INT8_WEIGHT_KERNELS: tuple[type[Int8WeightKernel], ...] = (Int8Numba, Int8Pack, Dequantize)
 
 
 # --------------------------------------------------------------------------------------------------- float x int4
@@ -337,8 +315,8 @@ class Int4Numba(Int4Kernel):
     def supports(weight: QuantizedWeight) -> bool:
         return (
             weight.packed.device.type == "cpu"
-            and weight.shape[1] % 8 == 0
-            and weight.group_size % 8 == 0
+            and weight.shape[1] % 32 == 0
+            and weight.group_size % 32 == 0
             and weight.scale.dtype == torch.float16  # from_codes keeps float32 only where float16 loses something
             and has_numba()
         )
@@ -346,7 +324,7 @@ class Int4Numba(Int4Kernel):
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] > _WEIGHT_ONLY_ROWS:
             return F.linear(x, self.unpack().dequantize().to(x.dtype))
-        return self._multiply(x).to(x.dtype)
+        return self._multiply(x)
 
     def unpack(self) -> QuantizedWeight:
         codes, scale, zero_point = self._multiply.unpack()
@@ -453,6 +431,10 @@ def has_numba() -> bool:
     except (ImportError, RuntimeError):  # not there, too old for the NumPy beside it, or nowhere to keep compiled code
         return False
     return True
+
+
+def _avx2_at_most() -> bool:
+    return _cpu_has("_is_avx2_supported") and not _cpu_has("_is_avx512_supported")
 
 
 @cache

@@ -1,14 +1,16 @@
 """Weight-only matmuls in Python, compiled by Numba (optional; without it, kernels.py takes PyTorch's own kernels).
 
 Reading the weights from memory is what a decode step costs. A kernel that reads int8 or packed 4-bit weights wins as
-much as its unpacking can keep up, so the inner loops below are written for LLVM to vectorise:
+much as its unpacking can keep up:
 
-- int8: along a row of the weight; up to 4 rows of x share each conversion to float;
-- int4: the innermost loop runs over 64 *outputs*, side by side in memory (`tile`). The nibbles of a byte are outputs j
-  and j + 32, so both halves are contiguous. The high one is used as it lies, 16 times too large, and its scale is
-  divided by 16, which is exact. For several rows of x, 8 inputs' weights at a time are unpacked to a buffer that stays
-  in the first-level cache;
-- indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
+- int8: along a row of the weight, in floats; up to 4 rows of x share each conversion;
+- int4: in integers. x becomes 16-bit fixed point with a scale for each group of weights (an error of at most
+  max|x| / 65278 within the group, far below that of the weights), stored as two bytes, x = 256 high + low. AVX2's
+  vpmaddubsw then multiplies 32 nibbles by 32 of those bytes at once. Nibbles are at most 15, so eight of its sums fit
+  16 bits (8 * 2 * 15 * 128 < 2**15) and nothing saturates. `tile` puts 16 outputs side by side, so that a group's
+  scales and zero points are applied to 16 sums together.
+
+Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
+import llvmlite.ir as ir
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int8, UInt8
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
-OUTPUTS = 64  # outputs a block of the int4 kernel: 32 bytes
-INPUTS = 8  # inputs that it unpacks at a time
+OUTPUTS = 16  # outputs a block of the int4 kernel
+INPUTS = 32  # inputs that it multiplies at a time, 16 bits being enough for their sums
+_LARGEST = 256 * 127 + 127  # the largest 16-bit x, both bytes of which fit a signed byte
 _WEIGHTS_A_THREAD = 2**20  # with fewer, waking a thread costs more than it saves
 _FAST = {"contract", "reassoc", "nsz"}  # sums in any order; NaN and infinity keep their meaning
 
@@ -44,7 +50,7 @@ class Int8Matmul:
 
 
 class Int4Matmul:
-    """multiply(x) is x @ (scale * (codes - zero_point)).T in float32, for group_size and columns that 8 divides.
+    """multiply(x) is x @ (scale * (codes - zero_point)).T in float32, for group_size and columns that 32 divides.
 
     codes: [out, columns] 0..15; scale: [out, groups], positive; zero_point: [out, groups] 0..15.
     """
@@ -58,44 +64,53 @@ class Int4Matmul:
     ) -> None:
         self.out_features, self.group_size = codes.shape[0], group_size
         # Numba has no float16 on CPUs: the kernel is given the bits.
-        self.arrays = tile(codes).numpy(), _tile_scale(scale).view(torch.int16).numpy(), tile(zero_point).numpy()
+        grids = (_by_block(scale).view(torch.int16).numpy(), _by_block(zero_point).numpy())
+        self.arrays = tile(codes).numpy(), *grids
 
     def __call__(self, x: Float[Tensor, "n columns"]) -> Float[Tensor, "n out"]:
         packed, scale, zero_point = self.arrays
         blocks = packed.shape[0]
         out = np.empty((x.shape[0], blocks * OUTPUTS), np.float32)
-        kernel = _int4_vector if x.shape[0] == 1 else _int4_matmul
-        _in_threads(kernel, (_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size)
+        _in_threads(_int4_matmul, (_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size)
         result = torch.from_numpy(out)
-        return result if result.shape[1] == self.out_features else result[:, : self.out_features]
+        return result if blocks * OUTPUTS == self.out_features else result[:, : self.out_features]
 
     def unpack(self) -> tuple[UInt8[Tensor, "out columns"], Float16[Tensor, "out groups"], UInt8[Tensor, "out groups"]]:
         """codes, scale and zero_point as they were given."""
         packed, scale, zero_point = (torch.from_numpy(array) for array in self.arrays)
-        rows = scale.view(torch.float16).transpose(1, 2).flatten(0, 1)[: self.out_features].contiguous()
-        return untile(packed, self.out_features), rows, untile(zero_point, self.out_features)
+        rows = [grid.transpose(1, 2).flatten(0, 1)[: self.out_features].contiguous() for grid in (scale, zero_point)]
+        return untile(packed, self.out_features), rows[0].view(torch.float16), rows[1]
 
 
-def tile(nibbles: UInt8[Tensor, "out columns"]) -> UInt8[Tensor, "blocks columns 32"]:
-    """Values 0..15 in the order in which the int4 kernels read them; outputs are filled up with zeros to blocks."""
-    padded = torch.nn.functional.pad(nibbles, (0, 0, 0, -nibbles.shape[0] % OUTPUTS))
-    low, high = padded.view(-1, 2, OUTPUTS // 2, nibbles.shape[1]).unbind(1)
-    return (low | (high << 4)).transpose(1, 2).contiguous()
+def tile(codes: UInt8[Tensor, "out columns"]) -> UInt8[Tensor, "blocks eights 64"]:
+    """Codes 0..15 in the order in which the int4 kernel reads them; outputs are filled up with zeros to blocks.
+
+    64 bytes hold 8 inputs of 16 outputs: byte 4 j + i has input i of output j in its low nibble, input i + 4 in its
+    high one.
+    """
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % OUTPUTS))
+    nibbles = padded.view(-1, OUTPUTS, codes.shape[1] // 8, 2, 4)  # block, output, eight, half, input
+    low, high = nibbles.unbind(3)
+    return (low | (high << 4)).transpose(1, 2).flatten(2).contiguous()
 
 
-def untile(packed: UInt8[Tensor, "blocks columns 32"], out_features: int) -> UInt8[Tensor, "out columns"]:
+def untile(packed: UInt8[Tensor, "blocks eights 64"], out_features: int) -> UInt8[Tensor, "out columns"]:
     """The inverse of `tile`."""
-    halves = torch.stack((packed & 15, packed >> 4), dim=1)  # [blocks, 2, columns, 32]
-    return halves.transpose(2, 3).reshape(-1, packed.shape[1])[:out_features].contiguous()
+    halves = torch.stack((packed & 15, packed >> 4), dim=2)  # block, eight, half, 4 * output + input
+    nibbles = halves.unflatten(3, (OUTPUTS, 4)).permute(0, 3, 1, 2, 4)
+    return nibbles.flatten(2).flatten(0, 1)[:out_features].contiguous()
 
 
-def _tile_scale(scale: Float16[Tensor, "out groups"]) -> Float16[Tensor, "blocks groups 64"]:
-    padded = torch.nn.functional.pad(scale, (0, 0, 0, -scale.shape[0] % OUTPUTS))
-    return padded.view(-1, OUTPUTS, scale.shape[1]).transpose(1, 2).contiguous()
+def _by_block(grid: Tensor) -> Tensor:
+    """[out, groups] -> [blocks, groups, 16]."""
+    padded = torch.nn.functional.pad(grid, (0, 0, 0, -grid.shape[0] % OUTPUTS))
+    return padded.view(-1, OUTPUTS, grid.shape[1]).transpose(1, 2).contiguous()
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.detach().to(torch.float32).contiguous().numpy()
+    if x.requires_grad or x.dtype != torch.float32:
+        x = x.detach().float()
+    return x.contiguous().numpy()
 
 
 def _in_threads(kernel: Callable[..., None], arrays: tuple, end: int, num_weights: int) -> None:
@@ -103,10 +118,10 @@ def _in_threads(kernel: Callable[..., None], arrays: tuple, end: int, num_weight
 
     Threads of our own, and not Numba's: those would compete with PyTorch's OpenMP for the same cores.
     """
-    threads = min(torch.get_num_threads(), num_weights // _WEIGHTS_A_THREAD)
-    if threads < 2:
+    if num_weights < 2 * _WEIGHTS_A_THREAD or (threads := torch.get_num_threads()) == 1:
         kernel(*arrays, 0, end)
         return
+    threads = min(threads, num_weights // _WEIGHTS_A_THREAD)
     edges = [end * i // threads for i in range(threads + 1)]
     futures = [_pool(threads).submit(kernel, *arrays, first, last) for first, last in pairwise(edges)]
     for future in futures:
@@ -142,83 +157,129 @@ def _int8_matmul(x, weight, scale, out, first, last):  # type: ignore[no-untyped
 
 
 @njit(fastmath=_FAST, nogil=True, cache=True)
-def _unpack_grid(scale_bits, zero_point, scale, zero):  # type: ignore[no-untyped-def]
-    """Scales and zero points of one group and block as float32; those of the high nibbles / 16 and * 16."""
+def _int4_matmul(x, packed, scale_bits, zero_point, group_size, out, first, last):  # type: ignore[no-untyped-def]
+    """Blocks first .. last of outputs."""
     U, f32, i32 = np.uint64, np.float32, np.int32
-    half = U(OUTPUTS // 2)
-    bits = scale.view(np.int32)
-    for j in range(U(OUTPUTS)):
-        # The bits of a positive float16, moved into place, are a float32 that is 2**112 times too small.
-        bits[j] = i32(scale_bits[j]) << i32(13)
-    for j in range(half):
-        scale[j], scale[j + half] = scale[j] * f32(2.0**112), scale[j + half] * f32(2.0**108)
-        zero[j], zero[j + half] = f32(i32(zero_point[j] & 15)), f32(i32(zero_point[j] & 240))
-
-
-@njit(fastmath=_FAST, nogil=True, cache=True)
-def _int4_vector(x, packed, scale_bits, zero_point, group_size, out, first_block, last_block):  # type: ignore[no-untyped-def]
-    """One row of x: the weights go from memory to the sums, nothing in between."""
-    U, f32, i32 = np.uint64, np.float32, np.int32
-    columns, half = U(x.shape[1]), U(OUTPUTS // 2)
-    groups = (columns + U(group_size) - U(1)) // U(group_size)
-    group_sum, total = np.empty(OUTPUTS, np.float32), np.empty(OUTPUTS, np.float32)
-    scale, zero = np.empty(OUTPUTS, np.float32), np.empty(OUTPUTS, np.float32)
-    for block in range(U(first_block), U(last_block)):
-        total[:] = f32(0)
-        for group in range(groups):
-            group_sum[:] = f32(0)  # of x * code within the group
-            x_sum = f32(0)  # of x: the zero point's share
-            for k in range(group * U(group_size), min(columns, (group + U(1)) * U(group_size)), U(4)):
-                x0, x1, x2, x3 = x[U(0), k], x[U(0), k + U(1)], x[U(0), k + U(2)], x[U(0), k + U(3)]
-                x_sum += x0 + x1 + x2 + x3
-                for j in range(half):
-                    b0, b1 = packed[block, k, j], packed[block, k + U(1), j]
-                    b2, b3 = packed[block, k + U(2), j], packed[block, k + U(3), j]
-                    group_sum[j] += (x0 * f32(i32(b0 & 15)) + x1 * f32(i32(b1 & 15))) + (
-                        x2 * f32(i32(b2 & 15)) + x3 * f32(i32(b3 & 15))
-                    )
-                    group_sum[j + half] += (x0 * f32(i32(b0 & 240)) + x1 * f32(i32(b1 & 240))) + (
-                        x2 * f32(i32(b2 & 240)) + x3 * f32(i32(b3 & 240))
-                    )
-            _unpack_grid(scale_bits[block, group], zero_point[block, group], scale, zero)
-            for j in range(U(OUTPUTS)):
-                total[j] += scale[j] * (group_sum[j] - zero[j] * x_sum)
-        for j in range(U(OUTPUTS)):
-            out[U(0), block * U(OUTPUTS) + j] = total[j]
-
-
-@njit(fastmath=_FAST, nogil=True, cache=True)
-def _int4_matmul(x, packed, scale_bits, zero_point, group_size, out, first_block, last_block):  # type: ignore[no-untyped-def]
-    """Several rows of x: each 8 inputs' weights are unpacked once for all of them."""
-    U, f32, i32 = np.uint64, np.float32, np.int32
-    rows, columns, half = U(x.shape[0]), U(x.shape[1]), U(OUTPUTS // 2)
-    groups = (columns + U(group_size) - U(1)) // U(group_size)
-    weight = np.empty((INPUTS, OUTPUTS), np.float32)
-    group_sum, total = np.empty((rows, OUTPUTS), np.float32), np.empty((rows, OUTPUTS), np.float32)
-    x_sum = np.empty(rows, np.float32)
-    scale, zero = np.empty(OUTPUTS, np.float32), np.empty(OUTPUTS, np.float32)
-    for block in range(U(first_block), U(last_block)):
-        total[:] = f32(0)
-        for group in range(groups):
-            group_sum[:] = f32(0)
-            x_sum[:] = f32(0)
-            for k in range(group * U(group_size), min(columns, (group + U(1)) * U(group_size)), U(INPUTS)):
-                for i in range(U(INPUTS)):
-                    for j in range(half):
-                        byte = packed[block, k + i, j]
-                        weight[i, j], weight[i, j + half] = f32(i32(byte & 15)), f32(i32(byte & 240))
-                for r in range(rows):
-                    x0, x1, x2, x3 = x[r, k], x[r, k + U(1)], x[r, k + U(2)], x[r, k + U(3)]
-                    x4, x5, x6, x7 = x[r, k + U(4)], x[r, k + U(5)], x[r, k + U(6)], x[r, k + U(7)]
-                    x_sum[r] += x0 + x1 + x2 + x3 + x4 + x5 + x6 + x7
-                    for j in range(U(OUTPUTS)):
-                        group_sum[r, j] += (
-                            x0 * weight[U(0), j] + x1 * weight[U(1), j] + x2 * weight[U(2), j] + x3 * weight[U(3), j]
-                        ) + (x4 * weight[U(4), j] + x5 * weight[U(5), j] + x6 * weight[U(6), j] + x7 * weight[U(7), j])
-            _unpack_grid(scale_bits[block, group], zero_point[block, group], scale, zero)
-            for r in range(rows):
-                for j in range(U(OUTPUTS)):
-                    total[r, j] += scale[j] * (group_sum[r, j] - zero[j] * x_sum[r])
+    rows, eights, groups = U(x.shape[0]), U(packed.shape[1]), U(scale_bits.shape[1])
+    x_bytes = np.empty((rows, eights, U(16)), np.int8)
+    x_scale, x_sum = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
+    _to_16_bits(x, U(group_size), x_bytes, x_scale, x_sum)
+    eights_a_group = U(group_size // 8)
+    sums, total = np.empty(OUTPUTS, np.int32), np.empty(OUTPUTS, np.float32)
+    bits = np.empty(OUTPUTS, np.int32)
+    scale = bits.view(np.float32)
+    for block in range(U(first), U(last)):
         for r in range(rows):
+            total[:] = f32(0)
+            for group in range(groups):
+                sums[:] = i32(0)
+                end = min(eights, (group + U(1)) * eights_a_group)
+                for eight in range(group * eights_a_group, end, U(INPUTS // 8)):
+                    _multiply_32(packed, block, eight, x_bytes, r, sums)
+                x_step, x_total = x_scale[r, group] * f32(2.0**112), x_sum[r, group]
+                for j in range(U(OUTPUTS)):
+                    # The bits of a positive float16, moved into place, are a float32 that is 2**112 times too small.
+                    bits[j] = i32(scale_bits[block, group, j]) << i32(13)
+                for j in range(U(OUTPUTS)):
+                    total[j] += x_step * scale[j] * (f32(sums[j]) - f32(zero_point[block, group, j]) * x_total)
             for j in range(U(OUTPUTS)):
-                out[r, block * U(OUTPUTS) + j] = total[r, j]
+                out[r, block * U(OUTPUTS) + j] = total[j]
+
+
+@njit(fastmath=_FAST, nogil=True, cache=True)
+def _to_16_bits(x, group_size, x_bytes, x_scale, x_sum):  # type: ignore[no-untyped-def]
+    """x = x_scale * (256 high + low) for each row and group; x_sum is the sum of what x_scale multiplies.
+
+    x_bytes: for each 8 inputs 16 bytes, 8 high and 8 low.
+    """
+    U, f32, i32 = np.uint64, np.float32, np.int32
+    columns = U(x.shape[1])
+    integers = np.empty(columns, np.int32)
+    for r in range(U(x.shape[0])):
+        for group in range(U(x_scale.shape[1])):
+            start, end = group * group_size, min(columns, (group + U(1)) * group_size)
+            largest, not_finite = f32(0), f32(0)
+            for k in range(start, end):
+                largest = max(largest, abs(x[r, k]))
+                not_finite += f32(0) * x[r, k]  # NaN for infinity and NaN, which integers cannot hold
+            to_integer = f32(_LARGEST) / largest if largest > f32(1e-30) else f32(0)
+            total = i32(0)
+            for k in range(start, end):
+                integers[k] = i32(np.floor(x[r, k] * to_integer + f32(0.5)))
+                total += integers[k]
+            x_scale[r, group] = largest / f32(_LARGEST) + not_finite
+            x_sum[r, group] = f32(total)
+        for eight in range(columns // U(8)):
+            for i in range(U(8)):
+                high = (integers[eight * U(8) + i] + i32(128)) >> i32(8)
+                x_bytes[r, eight, i] = high
+                x_bytes[r, eight, i + U(8)] = integers[eight * U(8) + i] - high * i32(256)
+
+
+def _multiply_32_loops(packed, block, eight, x_bytes, r, sums):  # type: ignore[no-untyped-def]
+    """sums[j] += the products of 32 inputs with output j: what _multiply_32 does, for CPUs without AVX2."""
+    U, i32 = np.uint64, np.int32
+    for e in range(eight, eight + U(INPUTS // 8)):
+        for j in range(U(OUTPUTS)):
+            for i in range(U(4)):
+                byte = packed[block, e, U(4) * j + i]
+                low = i32(x_bytes[r, e, i]) * i32(256) + i32(x_bytes[r, e, i + U(8)])
+                high = i32(x_bytes[r, e, i + U(4)]) * i32(256) + i32(x_bytes[r, e, i + U(12)])
+                sums[j] += i32(byte & 15) * low + i32(byte >> 4) * high
+
+
+@intrinsic
+def _multiply_32_avx2(typing_context, packed, block, eight, x_bytes, r, sums):  # type: ignore[no-untyped-def]
+    """The same with vpmaddubsw: LLVM's builder stands in for the C intrinsics that Numba lacks."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        i8, i16, i32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+        bytes32, shorts16, ints8 = ir.VectorType(i8, 32), ir.VectorType(i16, 16), ir.VectorType(i32, 8)
+        types_of, values = signature.args, arguments
+
+        def pointer(position, *indices):  # type: ignore[no-untyped-def]
+            array = context.make_array(types_of[position])(context, builder, values[position])
+            return cgutils.get_item_pointer(context, builder, types_of[position], array, indices)
+
+        def load(start, offset, kind, align=1):  # type: ignore[no-untyped-def]
+            address = builder.gep(start, [ir.Constant(i32, offset)])
+            return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
+
+        def broadcast(start, offset):  # type: ignore[no-untyped-def]
+            """4 bytes, 8 times."""
+            single = builder.insert_element(ir.Constant(ints8, ir.Undefined), load(start, offset, i32), i32(0))
+            repeated = builder.shuffle_vector(single, single, ir.Constant(ints8, [0] * 8))
+            return builder.bitcast(repeated, bytes32)
+
+        def instruction(name, result, operand):  # type: ignore[no-untyped-def]
+            kind = ir.FunctionType(result, [operand, operand])
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            return lambda x, y: builder.call(function, [x, y])
+
+        multiply_bytes = instruction("llvm.x86.avx2.pmadd.ub.sw", shorts16, bytes32)
+        multiply_shorts = instruction("llvm.x86.avx2.pmadd.wd", ints8, shorts16)
+        zero = ir.Constant(ir.IntType(64), 0)
+        weights = pointer(0, values[1], values[2], zero)
+        x_start = pointer(3, values[4], values[2], zero)
+        fifteen, four = ir.Constant(bytes32, [15] * 32), ir.Constant(shorts16, [4] * 16)
+        for half in range(2):  # 8 outputs
+            high_sum = low_sum = ir.Constant(shorts16, [0] * 16)
+            for e in range(INPUTS // 8):
+                byte = load(weights, 64 * e + 32 * half, bytes32)
+                shifted = builder.bitcast(builder.lshr(builder.bitcast(byte, shorts16), four), bytes32)
+                for n, nibble in enumerate((builder.and_(byte, fifteen), builder.and_(shifted, fifteen))):
+                    high, low = (broadcast(x_start, 16 * e + 8 * part + 4 * n) for part in range(2))
+                    high_sum = builder.add(high_sum, multiply_bytes(nibble, high))
+                    low_sum = builder.add(low_sum, multiply_bytes(nibble, low))
+            total = builder.add(
+                multiply_shorts(high_sum, ir.Constant(shorts16, [256] * 16)),
+                multiply_shorts(low_sum, ir.Constant(shorts16, [1] * 16)),
+            )
+            target = builder.bitcast(pointer(5, ir.Constant(ir.IntType(64), 8 * half)), ints8.as_pointer())
+            builder.store(builder.add(builder.load(target, align=4), total), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(packed, block, eight, x_bytes, r, sums), generate
+
+
+_multiply_32 = _multiply_32_avx2 if torch.cpu._is_avx2_supported() else njit(_multiply_32_loops)

@@ -200,7 +200,7 @@ def _shut_down(lab: Lab, server: subprocess.Popen) -> None:
 # while the next one loads, and Chromium goes on painting the one before. `film` looks at what was painted.)
 WATCH = """
 () => {
-  const state = {heights: {}, broken: 0, latencies: [], pressed: null};
+  const state = {heights: {}, broken: 0, latencies: [], pressed: null, filming: false};
   window.labsupportWatch = state;
   const pictures = [...document.querySelectorAll('img.widget-image')];
   pictures.forEach((picture, index) => {
@@ -210,6 +210,7 @@ WATCH = """
       const pressed = state.pressed;
       if (pressed === null) return;
       state.pressed = null;
+      if (state.filming) return;  // taking every frame costs time of its own
       picture.decode().then(() => state.latencies.push(performance.now() - pressed)).catch(() => {});
     }).observe(picture, {attributes: true, attributeFilter: ['src']});
   });
@@ -313,6 +314,8 @@ class NotebookPage:
             raw.append(base64.b64decode(event["data"]))
             session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
 
+        filming = "filming => { if (window.labsupportWatch) window.labsupportWatch.filming = filming; }"
+        self.page.evaluate(filming, True)
         session.on("Page.screencastFrame", keep)
         session.send("Page.startScreencast", {"format": "jpeg", "quality": 80, "everyNthFrame": 1})
         inked: list[float] = []
@@ -322,6 +325,7 @@ class NotebookPage:
         finally:
             session.send("Page.stopScreencast")
             session.detach()
+            self.page.evaluate(filming, False)
         width = self.page.viewport_size["width"]
         for data in raw:
             frame = Image.open(BytesIO(data)).convert("L")

@@ -278,7 +278,7 @@ def test_the_checkpoint_decides_which_optional_tensors_there_are(bits):
             layer(x)
             layer.load_state_dict(make(source).state_dict())
             assert torch.equal(layer.dequantize(), source.dequantize())
-            assert torch.allclose(layer(x), x @ source.dequantize().T, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(layer(x), x @ source.dequantize().T, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("used", [False, True])
