@@ -74,9 +74,9 @@ def test_the_catalogue_is_large_enough(name):
 
 
 def test_points_are_those_of_the_course():
-    points = {name: exercise(name).points for name in exercises()}
-    assert points["ex01_int8_symmetric"] == 10
-    assert points["ex04_gptq"] == 20
+    points = {"ex01": 10, "ex02": 10, "ex03": 10, "ex04": 20, "ex05": 20, "ex06": 20, "ex07": 20}
+    for name in exercises():
+        assert exercise(name).points == points[name[:4]]
 
 
 def test_e14_gptq_that_ignores_its_inputs_keeps_the_points_for_rounding():

@@ -1,0 +1,323 @@
+"""`Distiller`: trains a student on what a teacher says, on one process or several, and survives being interrupted.
+
+Classifiers and language models are the same to it: ``inputs`` [n, ...] go in, ``labels`` [n] or [n, time] belong to the
+logits that come out (`next_token_pairs` makes such pairs of text).
+
+    distiller = Distiller(student, teacher, temperature=2.0, alpha=0.5)
+    distiller.train((inputs, labels), steps=500, checkpoint="student.checkpoint.pt")
+    distiller.evaluate(held_out)
+
+A script with these lines runs as it is under ``torchrun --nproc-per-node 2 script.py``: every process then takes its
+part of each batch, gradients are averaged (DistributedDataParallel; NCCL on GPUs, else gloo), and only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from labsupport.distillation.losses import (
+    IGNORE_INDEX,
+    Divergence,
+    FeatureLoss,
+    at_least_float32,
+    distribution_divergence,
+)
+from labsupport.distillation.objective import Objective, StudentObjective, check_settings, model_logits
+from labsupport.distillation.training import (
+    batch_rows,
+    captured,
+    fingerprint,
+    join_processes,
+    rate_share,
+    save_atomically,
+    seeded,
+)
+
+Data = tuple[Tensor, Tensor]  # inputs [n, ...] and labels [n, ...] (-100: does not count)
+MakeOptimizers = Callable[[Any], list[torch.optim.Optimizer]]
+History = list[dict[str, float]]
+
+
+class Distiller:
+    """Trains ``student`` in place. ``teacher`` is frozen: eval mode, no gradients, never changed.
+
+    objective: what the soft term, weighed by ``alpha`` beside the cross-entropy with the labels, consists of:
+        "logits" T² · divergence (`distillation_loss`), "features" the sum of a `FeatureLoss` for each pair of
+        ``feature_layers``, or "mixed", the former plus ``feature_weight`` times the latter.
+    feature_layers: pairs of module names, (student's, teacher's), such as ("layers.1", "layers.3").
+    teacher: None with ``alpha=0`` is the honest baseline: the same training without a teacher.
+    make_optimizers: from the student, optimizers for all of its parameters (default: AdamW). Their rates are taken as
+        peak rates: ``warmup`` steps up to them, then linearly down to zero.
+    device: default is the student's; under torchrun with GPUs, this process's GPU.
+
+    Raises:
+        ValueError: an unknown objective or divergence, a number outside of its range, no such feature layer, or a
+            student that shares parameters with its teacher.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective = "logits",
+        temperature: float = 2.0,
+        alpha: float = 0.5,
+        *,
+        divergence: Divergence = "forward_kl",
+        beta: float = 0.5,
+        feature_layers: Sequence[tuple[str, str]] = (),
+        feature_weight: float = 1.0,
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup: int = 10,
+        max_grad_norm: float = 1.0,
+        make_optimizers: MakeOptimizers | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "objective": objective, "temperature": temperature, "alpha": alpha, "divergence": divergence, "beta": beta,
+            "feature_layers": [list(pair) for pair in feature_layers], "feature_weight": feature_weight,
+            "batch_size": batch_size, "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup,
+            "max_grad_norm": max_grad_norm, "seed": seed,
+        }  # fmt: skip
+        check_settings(student, teacher, self.settings)
+        self.rank, self.world_size = join_processes()
+        if batch_size < self.world_size:
+            raise ValueError(f"batch_size must be at least the {self.world_size} processes; got {batch_size}")
+        if device is None and self.world_size > 1 and torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = torch.device(device) if device is not None else next(student.parameters()).device
+        self.student = student.to(self.device)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
+        self.make_optimizers = make_optimizers
+        self.history: History = []
+        self._objective: StudentObjective | None = None
+
+    @property
+    def projections(self) -> list[FeatureLoss]:
+        """Those of the feature loss, one a pair of layers; made when training begins."""
+        return [] if self._objective is None else list(self._objective.projections)  # type: ignore[arg-type]
+
+    def train(
+        self,
+        data: Data,
+        steps: int,
+        *,
+        held_out: Data | None = None,
+        evaluate_every: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 100,
+        after_step: Callable[[nn.Module], None] | None = None,
+        progress: bool = True,
+    ) -> History:
+        """``steps`` batches; the student is left in eval mode. Returns, for each step, its loss and what was evaluated.
+
+        Batches follow from the seed and the step alone. Where ``checkpoint`` exists, a run with the same settings goes
+        on from it and ends with the same weights, bit for bit, as one that was never interrupted. It is removed at the
+        end.
+
+        evaluate_every: steps between evaluations on ``held_out`` (default: only after the last).
+        after_step: called with the student after each update: to set pruned weights to zero again, for instance.
+
+        Raises:
+            ValueError: data that does not fit together, numbers below 1, or a checkpoint of another run.
+        """
+        _check_data("data", data)
+        for name, value in (
+            ("steps", steps),
+            ("checkpoint_every", checkpoint_every),
+            ("evaluate_every", evaluate_every),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        objective = self._objective = self._objective or self._make_objective(data[0][:1])
+        optimizers = self._make_optimizers(objective)
+        identity = self.settings | {
+            "steps": steps, "data": fingerprint(data), "optimizers": [type(each).__name__ for each in optimizers],
+            "teacher": None if self.teacher is None else fingerprint(self.teacher.state_dict().values()),
+        }  # fmt: skip
+        path = None if checkpoint is None else Path(checkpoint)
+        self.history = []
+        start = self._resume(path, identity, objective, optimizers)
+        model: nn.Module = objective
+        if self.world_size > 1:
+            # nothing of the head is used where only inner features are learned
+            unused = self.settings["objective"] == "features" and self.settings["alpha"] == 1
+            devices = [self.device.index] if self.device.type == "cuda" else None
+            model = DistributedDataParallel(objective, device_ids=devices, find_unused_parameters=unused)
+
+        bar = _progress_bar(start, steps, self.settings["alpha"], enabled=progress and self.rank == 0)
+        for step in bar:
+            self.student.train()
+            record = {"step": step + 1.0, "loss": self._update(model, optimizers, data, step, steps)}
+            if after_step is not None:
+                after_step(self.student)
+            last = step + 1 == steps
+            if held_out is not None and (last or (evaluate_every is not None and (step + 1) % evaluate_every == 0)):
+                record |= {f"held_out_{name}": value for name, value in self.evaluate(held_out).items()}
+            self.history.append(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}")
+            if path is not None and (step + 1) % checkpoint_every == 0 and not last and self.rank == 0:
+                self._save(path, identity, objective, optimizers)
+        if path is not None and self.rank == 0:
+            path.unlink(missing_ok=True)
+        self._share_buffers()
+        self.student.eval()
+        return self.history
+
+    @torch.no_grad()
+    def evaluate(self, data: Data, batch_size: int | None = None) -> dict[str, float]:
+        """On data that was not trained on: "loss" (cross-entropy with the labels, nats) and "accuracy"; with a teacher
+        also "divergence", KL(teacher || student) at temperature 1, and "agreement", the share of equal choices."""
+        _check_data("data", data)
+        was_training = self.student.training
+        self.student.eval()
+        self._share_buffers()
+        totals = torch.zeros(5, dtype=torch.float64)
+        mine = torch.arange(len(data[0])).tensor_split(self.world_size)[self.rank]
+        for rows in mine.split(batch_size or self.settings["batch_size"]):
+            inputs, labels = data[0][rows].to(self.device), data[1][rows].to(self.device)
+            counts = labels != IGNORE_INDEX
+            logits, labels = at_least_float32(model_logits(self.student(inputs))[counts]), labels[counts]
+            choice = logits.argmax(-1)
+            sums = [F.cross_entropy(logits, labels, reduction="sum"), (choice == labels).sum(), counts.sum()]
+            if self.teacher is not None:
+                teacher_logits = at_least_float32(model_logits(self.teacher(inputs))[counts])
+                sums += [
+                    distribution_divergence(logits, teacher_logits).sum(),
+                    (choice == teacher_logits.argmax(-1)).sum(),
+                ]
+            totals[: len(sums)] += torch.stack([each.double().cpu() for each in sums])
+        self.student.train(was_training)
+        loss, accuracy, count, divergence, agreement = self._sum_over_processes(totals).tolist()
+        sums_by_name = {"loss": loss, "accuracy": accuracy}
+        if self.teacher is not None:
+            sums_by_name |= {"divergence": divergence, "agreement": agreement}
+        return {name: value / max(1.0, count) for name, value in sums_by_name.items()}
+
+    def _update(
+        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], data: Data, step: int, steps: int
+    ) -> float:
+        """One step of all optimizers; the loss of the whole batch."""
+        rows = batch_rows(len(data[0]), self.settings["batch_size"], self.settings["seed"], step)
+        count = max(1, int((data[1][rows] != IGNORE_INDEX).sum()))  # of all processes: rows may differ in length
+        mine = rows.tensor_split(self.world_size)[self.rank]
+        inputs, labels = data[0][mine].to(self.device), data[1][mine].to(self.device)
+        teacher_logits, features = self._ask_teacher(inputs)
+        with seeded(self.settings["seed"], step, self.rank, self.device):  # dropout of a resumed run is the same
+            loss = model(inputs, labels, teacher_logits, features) / count
+        (loss * self.world_size).backward()  # DistributedDataParallel takes the mean of what is to be a sum
+        nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("peak_lr", group["lr"]) * rate_share(
+                    step, steps, self.settings["warmup"]
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(self._sum_over_processes(loss.detach().double().cpu()))
+
+    @torch.no_grad()
+    def _ask_teacher(self, inputs: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        if self.teacher is None or self.settings["alpha"] == 0:
+            return None, []
+        self.teacher.eval()
+        with captured(self.teacher, [theirs for _, theirs in self.settings["feature_layers"]]) as features:
+            logits = model_logits(self.teacher(inputs))
+        return logits, features
+
+    def _make_objective(self, sample: Tensor) -> StudentObjective:
+        """With the projections that inner features need; a pass of one sample tells their sizes."""
+        pairs = self.settings["feature_layers"] if self.settings["alpha"] > 0 else []
+        projections = []
+        if pairs:
+            self.student.eval()
+            with torch.no_grad(), captured(self.student, [ours for ours, _ in pairs]) as ours:
+                self.student(sample.to(self.device))
+            _, theirs = self._ask_teacher(sample.to(self.device))
+            with seeded(self.settings["seed"], -1, 0, self.device):
+                dtype = next(self.student.parameters()).dtype
+                projections = [
+                    FeatureLoss(a.shape[-1], b.shape[-1]).to(dtype) for a, b in zip(ours, theirs, strict=True)
+                ]
+        return StudentObjective(self.student, projections, self.settings).to(self.device)
+
+    def _make_optimizers(self, objective: StudentObjective) -> list[torch.optim.Optimizer]:
+        def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            lr, weight_decay = self.settings["learning_rate"], self.settings["weight_decay"]
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+        if self.make_optimizers is None:
+            return [adamw(objective.parameters())]
+        projections = list(objective.projections.parameters())
+        return [*self.make_optimizers(self.student), *([adamw(projections)] if projections else [])]
+
+    def _save(self, path: Path, identity: dict, objective: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        state = {
+            "identity": identity, "history": self.history, "model": objective.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }  # fmt: skip
+        save_atomically(state, path)
+
+    def _resume(
+        self, path: Path | None, identity: dict, objective: nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> int:
+        """The step to go on from. Rank 0 reads, and tells the others, which may not see its disk."""
+        if path is None:
+            return 0
+        found = [torch.load(path, map_location="cpu", weights_only=True) if self.rank == 0 and path.is_file() else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0)
+        state = found[0]
+        if state is None:
+            return 0
+        other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"checkpoint {path.name} is of another run: {name} was {state['identity'].get(name)!r}, now it is "
+                f"{identity[name]!r}. Give the same settings to go on with it, or delete it to start anew"
+            )
+        objective.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.history = state["history"]
+        return len(self.history)
+
+    def _share_buffers(self) -> None:
+        """Running statistics of batch norm are each process's own until rank 0 hands out its."""
+        for buffer in self.student.buffers() if self.world_size > 1 else ():
+            dist.broadcast(buffer, src=0)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+
+def _progress_bar(start: int, steps: int, alpha: float, enabled: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    name = "distilling" if alpha > 0 else "training"
+    return tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step", disable=not enabled)
+
+
+def _check_data(name: str, data: Data) -> None:
+    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        raise ValueError(f"{name} must be a tuple (inputs, labels) of tensors; got {type(data).__name__}")
+    if len(data[0]) != len(data[1]) or len(data[0]) == 0:
+        raise ValueError(
+            f"{name} must hold as many labels as inputs, at least 1; got {len(data[0])} and {len(data[1])}"
+        )

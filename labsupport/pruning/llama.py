@@ -1,0 +1,254 @@
+"""Structured pruning of a Llama: neurons of its MLPs, attention heads with their KV groups, and whole layers.
+
+The result is an ordinary Llama with smaller sizes in its config: it saves, loads, caches and quantizes as any other.
+All layers shrink alike, for the config has one number for all; which neurons and heads go is each layer's own affair.
+
+MLP neurons are found by the dependency trace: gate and up make them together, down reads them. What torch.fx cannot
+see is how attention reads its projections as heads, so those couplings stand here: query head h is head_dim rows of
+q_proj and columns of o_proj, and reads KV head h // (num_heads / num_kv_heads), head_dim rows of k_proj and v_proj.
+
+Importance of neurons and heads is structured.py's. Of a layer it is, by activation, 1 - cos(its input, its output) over
+all tokens (ShortGPT's block influence, Men et al. 2024, arXiv 2403.03853, equation 1); by taylor, what the loss would
+change to first order if the layer handed its input on: (Σ (output - input) · ∂loss/∂output)².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.pruning.dependencies import trace
+from labsupport.pruning.magnitude import check_sparsity, keep_largest
+from labsupport.pruning.structured import (
+    GroupReport,
+    StructuredReport,
+    evaluating,
+    input_scores,
+    keep_channels,
+    take,
+    watch_inputs,
+)
+
+# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
+from labsupport.quantization.calibrate import check_calibration
+
+
+def prune_llama(
+    model: nn.Module,
+    calibration: Sequence[Int64[Tensor, " time"]],
+    mlp_sparsity: float = 0.3,
+    kv_groups: int = 0,
+    num_layers_removed: int = 0,
+    *,
+    heads_per_group: int = 0,
+    importance: str = "activation",
+    progress: bool = True,
+) -> Llama:
+    """A smaller Llama; ``model`` is not changed.
+
+    calibration: windows of token ids, on which importance is measured.
+    mlp_sparsity: each layer keeps ``C - round(C * mlp_sparsity)`` of its C MLP neurons, at least one.
+    kv_groups: how many KV heads each layer loses, with all query heads that read them.
+    num_layers_removed: layers go first, all at once; the rest is measured without them.
+    heads_per_group: how many query heads each of the remaining KV groups loses.
+    importance: "activation" | "taylor".
+
+    The result's ``pruning_report`` is a `StructuredReport`, its layers numbered as in the result. Nothing is retrained.
+
+    Raises:
+        ValueError: a share outside 0..1; as many groups, heads or layers as there are, or fewer than 0; no such
+            importance; calibration that is not a list of token tensors; a model that is no Llama of linear layers.
+    """
+    llama = _checked(model, mlp_sparsity, kv_groups, num_layers_removed, heads_per_group, importance)
+    windows = check_calibration(calibration, llama.config.vocab_size)
+    taylor = importance == "taylor"
+    report = StructuredReport(importance)
+    pruned = llama
+    if num_layers_removed:
+        scores = layer_scores(llama, windows, taylor, progress)
+        kept_layers = keep_largest(scores, num_layers_removed).nonzero().flatten()
+        report.groups.append(GroupReport(("layers",), len(llama.layers), kept_layers))
+        pruned = _with_layers(llama, kept_layers.tolist())
+    if round(llama.config.intermediate_size * mlp_sparsity) or kv_groups or heads_per_group:
+        pruned = _narrowed(pruned, windows, mlp_sparsity, kv_groups, heads_per_group, taylor, report, progress)
+    if pruned is llama:
+        pruned = _with_layers(llama, range(len(llama.layers)))
+    report.count(llama, pruned)
+    pruned.pruning_report = report  # type: ignore[assignment]
+    return pruned
+
+
+def _narrowed(
+    model: Llama, windows: list[Tensor], mlp_sparsity: float, kv_groups: int, heads_per_group: int, taylor: bool,
+    report: StructuredReport, progress: bool,
+) -> Llama:  # fmt: skip
+    config, state = model.config, {name: value.detach() for name, value in model.state_dict().items()}
+    scores = _read_scores(model, windows, taylor, progress)
+    layer: Any
+    for i, layer in enumerate(model.layers):
+        couplings = trace(layer.mlp, torch.zeros(1, 1, config.hidden_size).to(layer.mlp.up_proj.weight))
+        ((names, members),) = couplings.groups().items()
+        keep = keep_channels(_total(scores[f"layers.{i}.mlp.down_proj"], taylor), mlp_sparsity)
+        kept = torch.ones(len(couplings.classes), dtype=torch.bool)
+        kept[members] = keep
+        mlp = {f"layers.{i}.mlp.{name}": dims for name, dims in couplings.slices.items()}
+        state |= take({name: state[name] for name in mlp}, mlp, kept[couplings.classes])
+        report.groups.append(_group([f"layers.{i}.mlp.{name}" for name in names], keep))
+
+        if kv_groups or heads_per_group:
+            name = f"layers.{i}.self_attn"
+            heads, groups = keep_heads(scores[f"{name}.o_proj"], config, kv_groups, heads_per_group, taylor)
+            attention = {f"{name}.{key}.weight": dims for key, dims in _head_slices(config).items()}
+            state |= take({key: state[key] for key in attention}, attention, torch.cat((heads, groups)))
+            report.groups.append(_group([f"{name}.q_proj"], heads))
+            report.groups.append(_group([f"{name}.k_proj", f"{name}.v_proj"], groups))
+    kv_heads = config.num_kv_heads - kv_groups
+    smaller = replace(
+        config,
+        intermediate_size=state["layers.0.mlp.up_proj.weight"].shape[0],
+        num_kv_heads=kv_heads,
+        num_heads=kv_heads * (config.num_heads // config.num_kv_heads - heads_per_group),
+    )
+    return _build(smaller, state, model.training)
+
+
+def neuron_scores(
+    model: nn.Module,
+    calibration: Sequence[Int64[Tensor, " time"]],
+    importance: str = "activation",
+    progress: bool = False,
+) -> list[Float[Tensor, " neurons"]]:
+    """Importance of each MLP neuron, a tensor a layer: what `prune_llama` ranks. ValueError as there."""
+    llama = _checked(model, 0.0, 0, 0, 0, importance)
+    taylor = importance == "taylor"
+    scores = _read_scores(llama, check_calibration(calibration, llama.config.vocab_size), taylor, progress)
+    return [_total(scores[f"layers.{i}.mlp.down_proj"], taylor) for i in range(len(llama.layers))]
+
+
+@torch.no_grad()
+def keep_heads(
+    scores: Float[Tensor, "windows in"], config: LlamaConfig, kv_groups: int, heads_per_group: int, taylor: bool
+) -> tuple[Bool[Tensor, " num_heads"], Bool[Tensor, " num_kv_heads"]]:
+    """Which query heads and KV heads stay: the weakest groups go whole, then the weakest heads of each group left."""
+    by_head = scores.unflatten(1, (config.num_kv_heads, -1, config.head_dim)).sum(-1)  # [windows, groups, heads]
+    groups = keep_largest(_total(by_head.sum(-1), taylor), kv_groups)
+    heads = keep_largest(_total(by_head, taylor), heads_per_group) & groups[:, None]
+    return heads.flatten(), groups
+
+
+def layer_scores(
+    model: Llama, windows: Iterable[Int64[Tensor, " time"]], taylor: bool = False, progress: bool = False
+) -> Float[Tensor, " layers"]:
+    """What each layer does to the hidden state, or to the loss; see the top."""
+    rows = []
+    with evaluating(model), torch.set_grad_enabled(taylor):
+        for window in _bar(windows, "layers", progress):
+            x, rotary = model.embed(window[None])
+            states = [x.detach().requires_grad_(taylor)]
+            for layer in model.layers:
+                states.append(layer(states[-1], rotary))
+            if taylor:
+                _loss(model.lm_head(model.norm(states[-1])), window).backward(inputs=states)
+            with torch.no_grad():
+                pairs = list(pairwise(states))
+                if taylor:
+                    row = [((b - a) * b.grad).sum().square() for a, b in pairs if b.grad is not None]
+                else:
+                    row = [(1 - F.cosine_similarity(a, b, dim=-1)).mean() for a, b in pairs]
+                rows.append(torch.stack(row).float().cpu())
+    return torch.stack(rows).mean(0)
+
+
+def _read_scores(
+    model: Llama, windows: list[Tensor], taylor: bool, progress: bool
+) -> Mapping[str, Float[Tensor, "windows in"]]:
+    """For each input of each down_proj (a neuron) and o_proj (a head's feature)."""
+    layers = {name: m for name, m in model.named_modules() if name.endswith(("mlp.down_proj", "self_attn.o_proj"))}
+    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for window in _bar(windows, "neurons and heads", progress):
+        with evaluating(model), watch_inputs(layers, taylor) as seen:
+            logits = model.hidden_states(window[None]) if not taylor else model(window[None])
+            if taylor:
+                _loss(logits, window).backward(inputs=[x for found in seen.values() for x in found])
+        for name, layer in layers.items():
+            rows[name].append(input_scores(layer, seen[name][0], taylor)[0])
+    return {name: torch.stack(found) for name, found in rows.items()}
+
+
+def _total(scores: Float[Tensor, "windows ..."], taylor: bool) -> Float[Tensor, ...]:
+    return scores.square().mean(0) if taylor else scores.sum(0)
+
+
+def _loss(logits: Tensor, window: Tensor) -> Tensor:
+    return F.cross_entropy(logits[0, :-1].float(), window[1:])
+
+
+def _head_slices(config: LlamaConfig) -> dict[str, dict[int, Tensor]]:
+    """Units are query heads, then KV heads."""
+    assert config.head_dim is not None
+    queries = torch.arange(config.num_heads).repeat_interleave(config.head_dim)
+    keys = config.num_heads + torch.arange(config.num_kv_heads).repeat_interleave(config.head_dim)
+    return {"q_proj": {0: queries}, "o_proj": {1: queries}, "k_proj": {0: keys}, "v_proj": {0: keys}}
+
+
+def _group(names: list[str], keep: Tensor) -> GroupReport:
+    return GroupReport(tuple(names), len(keep), keep.nonzero().flatten())
+
+
+def _with_layers(model: Llama, kept: Sequence[int]) -> Llama:
+    state = {}
+    for name, value in model.state_dict().items():
+        parts = name.split(".", 2)
+        if parts[0] == "layers":
+            if int(parts[1]) not in kept:
+                continue
+            name = f"layers.{list(kept).index(int(parts[1]))}.{parts[2]}"
+        state[name] = value
+    return _build(replace(model.config, num_layers=len(kept)), state, model.training)
+
+
+def _build(config: LlamaConfig, state: Mapping[str, Tensor], training: bool) -> Llama:
+    """The model that the config describes, with memory of its own."""
+    with torch.device("meta"):
+        model = Llama(config)
+    model.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight  # assignment made two parameters of the one
+    return model.train(training)
+
+
+def _bar(windows: Iterable[Tensor], what: str, progress: bool) -> Iterable[Tensor]:
+    from tqdm.auto import tqdm
+
+    return tqdm(windows, desc=what, unit="window", disable=not progress)
+
+
+def _checked(
+    model: Any, mlp_sparsity: float, kv_groups: int, num_layers_removed: int, heads_per_group: int, importance: str
+) -> Llama:
+    if not isinstance(model, Llama) or not all(
+        type(m) is nn.Linear for layer in model.layers for m in layer.modules() if not list(m.children())
+        and not hasattr(m, "eps")
+    ):  # fmt: skip
+        raise ValueError(f"model must be a labsupport.lm.Llama whose layers hold nn.Linear; got {type(model).__name__}")
+    config = model.config
+    check_sparsity(mlp_sparsity)
+    limits = {
+        "kv_groups": (kv_groups, config.num_kv_heads),
+        "num_layers_removed": (num_layers_removed, config.num_layers),
+        "heads_per_group": (heads_per_group, config.num_heads // config.num_kv_heads),
+    }
+    for name, (value, there) in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < there:
+            raise ValueError(f"{name} must be an integer from 0 to {there - 1}, for there are {there}; got {value!r}")
+    if importance not in ("activation", "taylor"):
+        raise ValueError(f"importance must be activation or taylor; got {importance!r}")
+    return model

@@ -1,0 +1,250 @@
+"""`prune_model`: any method of this chapter on every linear layer of a language model's blocks.
+
+The methods differ in what they know of a layer's inputs (labsupport/quantization/calibrate.py runs them through):
+
+    magnitude    nothing: the smallest weights of each layer go, or of all layers together (scope="global")
+    wanda        the norm of each input; the weights that stay are not changed
+    sparsegpt    how the inputs correlate; the weights that stay make up for those that go
+
+Each layer meets its inputs as the already pruned layers before it make them. The result computes with dense matrices:
+zeros alone save no time and no memory. Embedding, norms and head stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
+from labsupport.pruning.semi_structured import check_nm, nm_mask, parse_pattern
+from labsupport.pruning.sparsegpt import sparsegpt_prune_together
+from labsupport.pruning.wanda import InputNorm, wanda_mask
+
+# Chapter 1's run through the model, not a second one: quantization knows nothing of pruning, so imports point one way.
+from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, stages
+from labsupport.quantization.gptq import HessianAccumulator
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+ERROR_TOKENS = 128  # of each stage, for the report's errors
+
+
+@torch.no_grad()
+def prune_model(
+    model: nn.Module,
+    calibration: Sequence[Int64[Tensor, " time"]],
+    method: str = "magnitude",
+    sparsity: float = 0.5,
+    pattern: str | None = None,
+    *,
+    scope: str = "layer",
+    damping: float = 0.01,
+    block_size: int = 128,
+    progress: bool = True,
+) -> nn.Module:
+    """A new model with zeros in the linear layers of its blocks; ``model`` is not changed.
+
+    calibration: windows of token ids of any length, for all methods (magnitude only reports errors on them).
+    method: "magnitude" | "wanda" | "sparsegpt", see above.
+    sparsity: share of zeros in each layer, exact to the element (wanda: to the element of each row).
+    pattern: None, or n kept of every m neighbours in a row, such as "2:4". It fixes the sparsity, 1 - n/m: another one
+        is refused.
+    scope: magnitude only. "global" ranks the weights of all layers together; their shares then differ.
+    damping, block_size: sparsegpt only, see `sparsegpt_prune`.
+
+    The result's ``pruning_report`` is a `PruningReport`, with the sparsity counted in the result.
+
+    Raises:
+        ValueError: no such method or scope; a sparsity outside 0..1 or other than the pattern's; a pattern whose m does
+            not divide a layer's inputs; calibration that is not a list of token tensors; a model whose blocks have no
+            nn.Linear at the places of a Llama.
+    """
+    _check_options(method, sparsity, pattern, scope)
+    _check_layers(model, pattern)
+    llama: Any = model
+    windows = check_calibration(calibration, llama.config.vocab_size)
+    start = time.perf_counter()
+    pruned = copy.deepcopy(llama)
+    prune = _method(pruned, method, sparsity, pattern, scope, damping, block_size)
+    report = PruningReport(method, sparsity, pattern, scope)
+    needed = _few(windows) if method == "magnitude" else windows
+    for stage in _bar(stages(pruned, needed), model, method, progress):
+        sample, linears = stage.sample(ERROR_TOKENS), stage.linears
+        before = time.perf_counter()
+        results = list(prune(stage))
+        seconds = (time.perf_counter() - before) / len(linears)
+        for name, linear, weight in zip(stage.full_names, linears, results, strict=True):
+            weight = weight.to(linear.weight.dtype)
+            error = _nmse(F.linear(sample, weight), F.linear(sample, linear.weight))
+            linear.weight.copy_(weight)  # what the following stages are to cope with
+            report.layers.append(LayerReport(name, tuple(weight.shape), int((weight == 0).sum()), seconds, error))
+    report.seconds = time.perf_counter() - start
+    pruned.pruning_report = report
+    return pruned
+
+
+@dataclass
+class LayerReport:
+    """num_zeros: counted in the result.
+    seconds: wall time of this layer's pruning, statistics of its inputs included, an equal share for layers that share
+        them; the model's own forward pass is in the total only.
+    error: ‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖² on calibration inputs of this layer, as the method met them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_zeros: int
+    seconds: float
+    error: float
+
+    @property
+    def num_weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sparsity(self) -> float:
+        return self.num_zeros / self.num_weights
+
+
+@dataclass
+class PruningReport:
+    """What pruning did. ``target`` is what was asked for, ``sparsity`` what was reached, over all pruned layers."""
+
+    method: str
+    target: float
+    pattern: str | None
+    scope: str
+    seconds: float = 0.0
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def sparsity(self) -> float:
+        return sum(layer.num_zeros for layer in self.layers) / sum(layer.num_weights for layer in self.layers)
+
+    @property
+    def layer_sparsity(self) -> dict[str, float]:
+        return {layer.name: layer.sparsity for layer in self.layers}
+
+    @property
+    def error(self) -> dict[str, float]:
+        """Relative output error of each pruned layer."""
+        return {layer.name: layer.error for layer in self.layers}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer."""
+        import pandas as pd
+
+        columns = ("shape", "sparsity", "num_zeros", "error", "seconds")
+        rows = [[getattr(layer, column) for column in columns] for layer in self.layers]
+        names = pd.Index([layer.name for layer in self.layers], name="layer")
+        return pd.DataFrame(rows, columns=list(columns), index=names)
+
+    def __str__(self) -> str:
+        how = self.pattern or f"{self.target:.0%} {'of each layer' if self.scope == 'layer' else 'overall'}"
+        return f"{self.method}, {how}: {self.sparsity:.4%} zeros in {len(self.layers)} layers, in {self.seconds:.1f} s"
+
+
+# ------------------------------------------------------------------------------------------------ the methods
+
+Prune = Callable[[Stage], Iterator[Float[Tensor, "out in"]]]  # the new weights of a stage's layers
+
+
+def _method(
+    model: Any, method: str, sparsity: float, pattern: str | None, scope: str, damping: float, block_size: int
+) -> Prune:
+    def magnitude(stage: Stage) -> Iterator[Tensor]:
+        for linear in stage.linears:
+            weight = linear.weight
+            mask = nm_mask(weight.abs(), *parse_pattern(pattern)) if pattern else magnitude_mask(weight, sparsity)
+            yield weight * mask
+
+    def magnitude_globally(stage: Stage) -> Iterator[Tensor]:
+        for name, linear in zip(stage.full_names, stage.linears, strict=True):
+            yield linear.weight * masks[name]
+
+    def wanda(stage: Stage) -> Iterator[Tensor]:
+        inputs = InputNorm(stage.inputs[0].shape[-1], stage.inputs[0].device)
+        for batch in stage.inputs:
+            inputs.add(batch)
+        for linear in stage.linears:
+            yield linear.weight * wanda_mask(linear.weight, inputs.norm, sparsity, pattern)
+
+    def sparsegpt(stage: Stage) -> Iterator[Tensor]:
+        inputs = HessianAccumulator(stage.inputs[0].shape[-1], stage.inputs[0].device)
+        for batch in stage.inputs:
+            inputs.add(batch)
+        weights = [linear.weight for linear in stage.linears]
+        yield from sparsegpt_prune_together(weights, inputs.hessian, sparsity, pattern, damping, block_size)
+
+    if scope == "global":
+        weights = {f"layers.{i}.{name}": layer.get_submodule(name).weight
+                   for i, layer in enumerate(model.layers) for name in LINEARS}  # fmt: skip
+        masks = global_magnitude_masks(weights, sparsity)
+        return magnitude_globally
+    return {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
+
+
+def _nmse(given: Tensor, wanted: Tensor) -> float:
+    power = wanted.float().square().sum()
+    return float((given.float() - wanted.float()).square().sum() / power) if power > 0 else 0.0
+
+
+# ------------------------------------------------------------------------------------------------ bookkeeping
+
+
+def _few(windows: list[Tensor]) -> list[Tensor]:
+    """Enough for the report's errors."""
+    kept, tokens = [], 0
+    for window in windows:
+        if tokens >= ERROR_TOKENS:
+            break
+        kept.append(window)
+        tokens += len(window)
+    return kept
+
+
+def _bar(model_stages: Iterator[Stage], model: Any, method: str, progress: bool) -> Iterator[Stage]:
+    from tqdm.auto import tqdm
+
+    total = NUM_STAGES * len(model.layers)
+    return iter(tqdm(model_stages, total=total, desc=method, unit="stage", disable=not progress))
+
+
+def _check_options(method: str, sparsity: float, pattern: str | None, scope: str) -> None:
+    if method not in ("magnitude", "wanda", "sparsegpt"):
+        raise ValueError(f"method must be magnitude, wanda or sparsegpt; got {method!r}")
+    check_sparsity(sparsity)
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope must be layer or global; got {scope!r}")
+    if scope == "global" and (method != "magnitude" or pattern is not None):
+        raise ValueError(
+            f'scope="global" serves method="magnitude" with no pattern; got method={method!r}, pattern={pattern!r}'
+        )
+    if pattern is not None:
+        n, m = parse_pattern(pattern)
+        if sparsity != 1 - n / m:
+            raise ValueError(f"sparsity must be {1 - n / m:g} with pattern {pattern!r}, got {sparsity!r}")
+
+
+def _check_layers(model: Any, pattern: str | None) -> None:
+    for i, layer in enumerate(model.layers):
+        modules = dict(layer.named_modules())
+        for name in LINEARS:
+            linear = modules.get(name)
+            if not isinstance(linear, nn.Linear):
+                raise ValueError(f"model must have an nn.Linear as layers.{i}.{name}, got {type(linear).__name__}")
+            if pattern is not None:
+                check_nm(*parse_pattern(pattern), linear.weight.shape)
