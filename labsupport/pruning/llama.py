@@ -32,7 +32,6 @@ from labsupport.pruning.structured import (
     StructuredReport,
     evaluating,
     input_scores,
-    keep_channels,
     take,
     watch_inputs,
 )
@@ -49,6 +48,7 @@ def prune_llama(
     num_layers_removed: int = 0,
     *,
     heads_per_group: int = 0,
+    multiple_of: int = 1,
     importance: str = "activation",
     progress: bool = True,
 ) -> Llama:
@@ -59,6 +59,8 @@ def prune_llama(
     kv_groups: how many KV heads each layer loses, with all query heads that read them.
     num_layers_removed: layers go first, all at once; the rest is measured without them.
     heads_per_group: how many query heads each of the remaining KV groups loses.
+    multiple_of: the number of neurons left is rounded to a multiple of this, if one fits: matrix products are slower
+        at odd sizes (here 1075 of 1536 neurons sped up a prompt's MLP by 1.15, 1072 by 1.43).
     importance: "activation" | "taylor".
 
     The result's ``pruning_report`` is a `StructuredReport`, its layers numbered as in the result. Nothing is retrained.
@@ -68,6 +70,8 @@ def prune_llama(
             importance; calibration that is not a list of token tensors; a model that is no Llama of linear layers.
     """
     llama = _checked(model, mlp_sparsity, kv_groups, num_layers_removed, heads_per_group, importance)
+    if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ValueError(f"multiple_of must be a positive integer; got {multiple_of!r}")
     windows = check_calibration(calibration, llama.config.vocab_size)
     taylor = importance == "taylor"
     report = StructuredReport(importance)
@@ -77,8 +81,11 @@ def prune_llama(
         kept_layers = keep_largest(scores, num_layers_removed).nonzero().flatten()
         report.groups.append(GroupReport(("layers",), len(llama.layers), kept_layers))
         pruned = _with_layers(llama, kept_layers.tolist())
-    if round(llama.config.intermediate_size * mlp_sparsity) or kv_groups or heads_per_group:
-        pruned = _narrowed(pruned, windows, mlp_sparsity, kv_groups, heads_per_group, taylor, report, progress)
+    neurons = llama.config.intermediate_size
+    left = max(1, neurons - round(neurons * mlp_sparsity))
+    left = min(neurons, round(left / multiple_of) * multiple_of or left)
+    if left < neurons or kv_groups or heads_per_group:
+        pruned = _narrowed(pruned, windows, neurons - left, kv_groups, heads_per_group, taylor, report, progress)
     if pruned is llama:
         pruned = _with_layers(llama, range(len(llama.layers)))
     report.count(llama, pruned)
@@ -87,7 +94,7 @@ def prune_llama(
 
 
 def _narrowed(
-    model: Llama, windows: list[Tensor], mlp_sparsity: float, kv_groups: int, heads_per_group: int, taylor: bool,
+    model: Llama, windows: list[Tensor], num_neurons: int, kv_groups: int, heads_per_group: int, taylor: bool,
     report: StructuredReport, progress: bool,
 ) -> Llama:  # fmt: skip
     config, state = model.config, {name: value.detach() for name, value in model.state_dict().items()}
@@ -96,7 +103,7 @@ def _narrowed(
     for i, layer in enumerate(model.layers):
         couplings = trace(layer.mlp, torch.zeros(1, 1, config.hidden_size).to(layer.mlp.up_proj.weight))
         ((names, members),) = couplings.groups().items()
-        keep = keep_channels(_total(scores[f"layers.{i}.mlp.down_proj"], taylor), mlp_sparsity)
+        keep = keep_largest(_total(scores[f"layers.{i}.mlp.down_proj"], taylor), num_neurons)
         kept = torch.ones(len(couplings.classes), dtype=torch.bool)
         kept[members] = keep
         mlp = {f"layers.{i}.mlp.{name}": dims for name, dims in couplings.slices.items()}

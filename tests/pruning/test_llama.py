@@ -62,6 +62,8 @@ def removed(pruned: Any, name: str) -> list[int]:
         ({"mlp_sparsity": 0.0, "num_layers_removed": 1}, (40, 6, 3, 2)),
         ({"mlp_sparsity": 0.5, "kv_groups": 2, "heads_per_group": 1, "num_layers_removed": 2}, (20, 1, 1, 1)),
         ({"mlp_sparsity": 0.0}, (40, 6, 3, 3)),
+        ({"mlp_sparsity": 0.33, "multiple_of": 8}, (24, 6, 3, 3)),
+        ({"mlp_sparsity": 0.95, "multiple_of": 16}, (2, 6, 3, 3)),
     ],
 )
 def test_equals_the_dense_model_with_its_parts_zeroed(
@@ -233,6 +235,7 @@ def test_importance_beats_chance_on_tiny() -> None:
         ({"kv_groups": 3}, "kv_groups must be an integer from 0 to 2, for there are 3; got 3"),
         ({"heads_per_group": 2}, "heads_per_group must be an integer from 0 to 1"),
         ({"num_layers_removed": -1}, "num_layers_removed must be an integer from 0 to 2"),
+        ({"multiple_of": 0}, "multiple_of must be a positive integer; got 0"),
         ({"kv_groups": True}, "kv_groups must be an integer"),
         ({"importance": "magnitude"}, "importance must be activation or taylor"),
         ({"calibration": []}, "calibration must hold at least one window"),
