@@ -3,12 +3,14 @@
 # make benchmarks  measure the algorithms           make clean       remove the environments and caches
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
-# README.md, "No GPU?"), NOTEBOOK, PYTEST_ARGS, BENCHMARK_ARGS. Everything is installed in .venv, nothing outside.
+# README.md, "No GPU?"), NOTEBOOK, PYTEST_ARGS, BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything is
+# installed in .venv, nothing outside.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 NOTEBOOK ?= notebooks/01_quantization.ipynb
 PYTEST_ARGS ?=
+BENCHMARK ?= quantization
 BENCHMARK_ARGS ?=
 
 VENV := .venv
@@ -39,7 +41,7 @@ train: $(VENV)/lab.stamp
 	$(BIN)/labsupport train
 
 benchmarks: $(VENV)/test.stamp
-	$(BIN)/python benchmarks/quantization.py $(BENCHMARK_ARGS)
+	$(BIN)/python benchmarks/$(BENCHMARK).py $(BENCHMARK_ARGS)
 
 clean:
 	rm -rf $(VENV) $(COLAB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
