@@ -75,6 +75,8 @@ def test_imports_point_one_way(root: Path) -> None:
         "quantization": {"lm", "quantization"},
         "pruning": {"lm", "quantization", "pruning"},
         "distillation": {"lm", "quantization", "pruning", "distillation"},
+        "kvcache": {"lm", "quantization", "kvcache"},
+        "inference": {"lm", "quantization", "kvcache", "inference"},
     }
     algorithms = set(allowed)
     allowed |= {name: algorithms | {name} for name in ("widgets", "checks")}

@@ -27,11 +27,15 @@ CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.p
 
 RIGHT = {
     "ex01_int8_symmetric": ["multiplies by the inverse in float64, floor of 1e-5, prints and warns", "numpy inside"],
+    "ex02_kv_cache_size": ["math.prod, divmod", "keys and values apart, layer by layer, printed"],
+    "ex03_mha_vs_gqa": ["layers that hold no memory, counted", "head by head, printed"],
     "ex04_gptq": ["optimal brain surgeon: the inverse downdated after each column", "the course's own GPTQ"],
     "ex07_prune_and_distill": ["the course's own", "topk and scatter, the loss term by term, masks from the start"],
 }
 WRONG = {
     "ex01_int8_symmetric": ["E89: the reciprocal as the scale", "a tensor subclass that is equal to everything"],
+    "ex02_kv_cache_size": ["E51: one layer of one sequence", "at least one, even where it does not fit"],
+    "ex03_mha_vs_gqa": ["E63: keys of all query heads are kept", "a share in floats"],
     "ex04_gptq": ["E14: H is computed and never used", "no damping, dead columns not set"],
     "ex07_prune_and_distill": [
         "E38: the formula: alpha weighs the labels",

@@ -1,0 +1,194 @@
+"""Attention that reads keys and values through a block table (Kwon et al. 2023, arXiv 2309.06180, section 4.1).
+
+`block_by_block_attention` is the algorithm as a kernel runs it, one block at a time with an online softmax, for
+reading. `PagedStep` is the same for a batch and in few operations: what depends on lengths and tables alone is worked
+out once a pass, and all layers use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens, visible
+
+
+def block_by_block_attention(
+    query: Float[Tensor, "num_heads time head_dim"],
+    key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    block_table: Sequence[int],
+    length: int,
+) -> Float[Tensor, "num_heads time head_dim"]:
+    """Causal attention of the last ``time`` of the ``length`` tokens of one sequence, never holding all its scores.
+
+    For each query three things are carried from block to block: the largest score m so far, the sum l of exp(score - m)
+    and the output sum o of exp(score - m) · value. A block with a larger score rescales both sums by exp(m - m_new):
+    the online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3).
+    """
+    num_heads, time, head_dim = query.shape
+    num_kv_heads, block_size = key_blocks.shape[1:3]
+    group = num_heads // num_kv_heads
+    positions = torch.arange(length - time, length, device=query.device)
+
+    largest = query.new_full((num_heads, time, 1), -torch.inf)
+    total = query.new_zeros(num_heads, time, 1)
+    output = query.new_zeros(num_heads, time, head_dim)
+    for index, block in enumerate(block_table[: -(-length // block_size)]):
+        key = key_blocks[block].repeat_interleave(group, dim=0)  # [num_heads, block_size, head_dim]
+        value = value_blocks[block].repeat_interleave(group, dim=0)
+        held = index * block_size + torch.arange(block_size, device=query.device)
+        scores = (query @ key.mT) * head_dim**-0.5
+        scores = scores.masked_fill(held > positions[:, None], -torch.inf)
+
+        new_largest = torch.maximum(largest, scores.amax(-1, keepdim=True))
+        weights = (scores - new_largest).exp()
+        rescale = (largest - new_largest).exp()
+        total = total * rescale + weights.sum(-1, keepdim=True)
+        output = output * rescale + weights @ value
+        largest = new_largest
+    return output / total
+
+
+def paged_attention(
+    query: Float[Tensor, "batch num_heads time head_dim"],
+    key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    block_tables: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+) -> Float[Tensor, "batch num_heads time head_dim"]:
+    """`block_by_block_attention` for a batch, at speed: the queries are the last ``time`` tokens of each sequence."""
+    time = query.shape[2]
+    shape = PoolShape(key_blocks.shape[1], key_blocks.shape[2], query.shape[1], query.device)
+    starts = [length - time for length in lengths]
+    step = PagedStep.plan(block_tables, starts, [time] * len(starts), time, shape)
+    return step.attend(query, key_blocks, value_blocks)
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    num_kv_heads: int
+    block_size: int
+    num_heads: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class PagedStep:
+    """What is the same for all layers of one pass over a batch of sequences.
+
+    The blocks of a layer are seen as two tables: a row for each (block, head), which gathers keys by whole blocks, and
+    a row for each (block, head, slot), which new tokens are written to and decoding sums values from.
+    """
+
+    positions: Int64[Tensor, "batch time"]
+    counts: list[int]
+    total: int
+    from_empty: bool  # nothing is held yet: the new tokens attend to themselves alone
+    mask: Bool[Tensor, "batch time total"] | None
+    block_rows: Int64[Tensor, " batch*num_kv_heads*blocks"]
+    write_rows: Int64[Tensor, " new*num_kv_heads"]
+    write_from: tuple[Tensor, Tensor] | None  # row and column of the real tokens; None: all are real
+    sum_rows: Int64[Tensor, " weights"] | None  # decoding: the row of every weight that is not masked,
+    sum_take: Int64[Tensor, " weights"] | None  # its place among all weights (None: none is masked),
+    sum_offsets: Int64[Tensor, " batch*num_heads+1"] | None  # and where the weights of each head begin
+
+    @staticmethod
+    def plan(
+        block_tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int], time: int, pool: PoolShape
+    ) -> PagedStep:
+        device, block_size = pool.device, pool.block_size
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        total = max(ends)
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(time, device=device)
+
+        num_blocks = -(-total // block_size)
+        tables = [[*table[:num_blocks], *[0] * (num_blocks - len(table))] for table in block_tables]
+        table = torch.tensor(tables, device=device)
+        head = torch.arange(pool.num_kv_heads, device=device)
+        block_rows = table[:, None] * pool.num_kv_heads + head[:, None]  # [batch, num_kv_heads, blocks]
+        slot = torch.arange(block_size, device=device)
+        rows = (block_rows[..., None] * block_size + slot).flatten(2)[..., :total]  # [batch, num_kv_heads, total]
+
+        if min(counts) == max(counts) == 1 == time:
+            write_from = None
+            write_rows = rows.gather(2, positions[:, None].expand(-1, pool.num_kv_heads, -1))
+        else:
+            new, column = (torch.tensor(each, device=device) for each in real_tokens(counts))
+            write_from = None if min(counts) == time else (new, column)
+            write_rows = rows[new, :, positions[new, column]]  # [new, num_kv_heads]
+
+        ragged, from_empty = min(ends) < total, max(starts) == 0 and time > 1
+        mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
+        sum_rows = sum_take = sum_offsets = None
+        if time == 1:
+            group = pool.num_heads // pool.num_kv_heads
+            every = rows[:, :, None].expand(-1, -1, group, -1)
+            seen = torch.tensor(ends, device=device)
+            if ragged:
+                held = torch.arange(total, device=device) < seen[:, None]
+                held = held[:, None, None].expand_as(every).flatten()
+                sum_take = held.nonzero()[:, 0]
+                sum_rows = every.flatten()[sum_take]
+            else:
+                sum_rows = every.flatten()
+            each = seen[:, None].expand(-1, pool.num_heads).flatten()
+            sum_offsets = F.pad(each.cumsum(0), (1, 0))
+        return PagedStep(
+            positions, list(counts), total, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from,
+            sum_rows, sum_take, sum_offsets,
+        )  # fmt: skip
+
+    def store(
+        self,
+        blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        new: Float[Tensor, "batch num_kv_heads time head_dim"],
+    ) -> None:
+        """Write the new tokens, padding left out, into their slots."""
+        if self.write_from is None:
+            tokens = new.transpose(1, 2).reshape(-1, new.shape[-1])
+        else:
+            tokens = new[self.write_from[0], :, self.write_from[1]].flatten(0, 1)
+        blocks.view(-1, new.shape[-1]).index_copy_(0, self.write_rows, tokens.to(blocks.dtype))
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch num_heads time head_dim"],
+        key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        scratch: Tensor | None = None,
+    ) -> Float[Tensor, "batch num_heads time head_dim"]:
+        """Attention over all that the blocks hold of each sequence. ``scratch``: memory for the gathered keys."""
+        key = self.gather(key_blocks, len(query), scratch)
+        if self.sum_rows is None:
+            return grouped_attention(query, key, self.gather(value_blocks, len(query)), self.mask, self.from_empty)
+        weights = decode_weights(query, key, self.mask).flatten()
+        if self.sum_take is not None:
+            weights = weights.index_select(0, self.sum_take)
+        # a weighted sum of rows picked by index: values need no gathering, and padding costs nothing
+        context = F.embedding_bag(
+            self.sum_rows, value_blocks.view(-1, query.shape[-1]), self.sum_offsets, mode="sum",
+            per_sample_weights=weights, include_last_offset=True,
+        )  # fmt: skip
+        return context.view(query.shape)
+
+    def gather(
+        self,
+        blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        batch: int,
+        scratch: Tensor | None = None,
+    ) -> Float[Tensor, "batch num_kv_heads total head_dim"]:
+        """The blocks of each sequence side by side."""
+        num_kv_heads, block_size, head_dim = blocks.shape[1:]
+        rows, width = len(self.block_rows), block_size * head_dim
+        table = blocks.view(-1, width)
+        if scratch is None:
+            gathered = table.index_select(0, self.block_rows)
+        else:
+            gathered = torch.index_select(table, 0, self.block_rows, out=scratch[: rows * width].view(rows, width))
+        return gathered.view(batch, num_kv_heads, -1, head_dim)[:, :, : self.total]
