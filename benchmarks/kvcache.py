@@ -1,7 +1,9 @@
-"""What the KV cache gives and costs: ``python benchmarks/kvcache.py [--quick] [--no-smollm2]``, some minutes.
+"""What the KV cache gives and costs: ``python benchmarks/kvcache.py [--quick] [--no-smollm2] [--only PART]``.
+
+Ten minutes on a quiet core, most of them for SmolLM2 without a cache; ``--quick`` takes one.
 
 1. Cached against uncached generation: seconds for one greedy sequence from a prompt of 16 tokens up to 128, 256 and 512
-   tokens, and whether the tokens are the same.
+   tokens, beside the least that the measured bandwidth and arithmetic allow, and whether the tokens are the same.
 2. Memory: slots that hold a token over slots reserved, summed over every step of 64 requests (prompts of 16 to 256
    tokens, outputs of 8 to 128), 16 at a time.
 3. Decoding 16 sequences of different lengths: a whole step of SmolLM2's shape, paged and contiguous by turns.
@@ -13,17 +15,19 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
 import torch
 
 from labsupport.kvcache import KVCache, PagedBatch, PagedKVCache, QuantizedKVCache, WithFreshCache, generate
+from labsupport.kvcache.cost import generation_seconds, measure_machine, weight_bytes
 from labsupport.lm import LanguageModel, Llama, LlamaConfig, corpus, is_cached, load_lm, perplexity
 from labsupport.lm import generate as generate_uncached
 from labsupport.timing import median_milliseconds
 
-SMOLLM2_BLOCKS = LlamaConfig(49152, 576, 1536, num_layers=30, num_heads=9, num_kv_heads=3)
+SMOLLM2 = LlamaConfig(49152, 576, 1536, num_layers=30, num_heads=9, num_kv_heads=3)
 PROMPT_TOKENS, LENGTHS = 16, (128, 256, 512)
 REQUESTS, PROMPT, OUTPUT, MAX_RUNNING = 64, (16, 256), (8, 128), 16
 
@@ -32,6 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny alone, shorter lengths, fewer repeats")
     parser.add_argument("--no-smollm2", action="store_true", help="tiny alone, also where SmolLM2 is cached")
+    parser.add_argument(
+        "--only", action="append", choices=["generation", "memory", "decode", "quality"], help="may be repeated"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -41,22 +48,31 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.threads} thread")
 
     lengths = LENGTHS[:2] if arguments.quick else LENGTHS
-    show("1. Generation", [row for lm in models for row in generation(lm, lengths)])
-    show(f"2. Memory: {REQUESTS} requests, {MAX_RUNNING} at a time", memory())
     repeats = 3 if arguments.quick else 15
-    shape = LlamaConfig(1024, 576, 1536, 4, 9, 3) if arguments.quick else SMOLLM2_BLOCKS
-    show(f"3. A decode step at batch {MAX_RUNNING}", [decode(shape, longest, repeats) for longest in (256, 512)])
+    shape = LlamaConfig(1024, 576, 1536, 4, 9, 3) if arguments.quick else SMOLLM2
     window = 512 if arguments.quick else 1024
-    show(f"4. Perplexity, {window} tokens a window", [row for lm in models for row in quality(lm, window)])
-
-
-def show(title: str, rows: list[dict[str, object]]) -> None:
-    print(f"\n{title}\n{pd.DataFrame(rows).to_string(index=False)}", flush=True)
+    parts: dict[str, tuple[str, Callable[[], list[dict[str, object]]]]] = {
+        "generation": ("1. Generation", lambda: [row for lm in models for row in generation(lm, lengths)]),
+        "memory": (f"2. Memory: {REQUESTS} requests, {MAX_RUNNING} at a time", memory),
+        "decode": (
+            f"3. A decode step at batch {MAX_RUNNING}",
+            lambda: [decode(shape, longest, repeats) for longest in (256, 512)],
+        ),
+        "quality": (
+            f"4. Perplexity, {window} tokens a window",
+            lambda: [row for lm in models for row in quality(lm, window)],
+        ),
+    }
+    for name, (title, measure) in parts.items():
+        if not arguments.only or name in arguments.only:
+            print(f"\n{title}\n{pd.DataFrame(measure()).to_string(index=False)}", flush=True)
 
 
 @torch.no_grad()
 def generation(lm: LanguageModel, lengths: tuple[int, ...]) -> list[dict[str, object]]:
     prompt = torch.tensor([lm.tokenizer.encode(corpus("evaluation")[:1000])[:PROMPT_TOKENS]])
+    config = lm.model.config
+    machine = measure_machine(weight_bytes(config, 4))  # what fits the processor's cache is read faster
     rows = []
     for length in lengths:
         seconds, outputs = {}, {}
@@ -71,6 +87,22 @@ def generation(lm: LanguageModel, lengths: tuple[int, ...]) -> list[dict[str, ob
             {"model": lm.name, "tokens": length}
             | {f"{kind} s": f"{taken:.2f}" for kind, taken in seconds.items()}
             | {"uncached / cached": f"{seconds['uncached'] / seconds['contiguous']:.1f}"}
+            | {
+                f"roofline {kind} s": f"{estimate.seconds:.2f}"
+                for kind, cached in (("uncached", False), ("cached", True))
+                for estimate in [
+                    generation_seconds(
+                        config,
+                        machine,
+                        length - PROMPT_TOKENS,
+                        PROMPT_TOKENS,
+                        cached=cached,
+                        all_logits=not cached,
+                        bytes_per_weight=4,
+                        bytes_per_kv=4,
+                    )
+                ]
+            }
             | {"same tokens": outputs["uncached"] == outputs["contiguous"] == outputs["paged"]}
         )
     return rows

@@ -1,9 +1,12 @@
 """A contiguous cache of 8- or 4-bit integers, with a scale and a minimum for every token and head.
 
 Held are codes 0..2**bits - 1 of x = minimum + scale · code over the head_dim values of one head of one token, two
-codes a byte at 4 bits. A new token never changes the scale of an old one, so what is held is written once. Keys have
-a few large channels, which one scale for all channels serves badly: KIVI (Liu et al. 2024, arXiv 2402.02750) gives
-keys a scale a channel instead, for the price of a float window of the latest tokens.
+codes a byte at 4 bits. A new token never changes the scale of an old one, so what is held is written once.
+
+Keys have a few large channels, which one scale for all channels serves badly. KIVI (Liu et al. 2024, arXiv 2402.02750)
+gives keys a scale a channel instead, for the price of a float window of the latest tokens. Here they are rotated, as in
+QuaRot (Ashkboos et al. 2024, arXiv 2404.00456, section 4): a Hadamard matrix H spreads each channel over all, and since
+it is orthogonal, (qH)·(kH) = q·k and (Σ p vH)H = Σ p v: queries are turned instead of keys turned back.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from labsupport.quantization.packing import pack, packed_size, unpack
 
 
 class QuantizedKVCache(KVCache):
-    """`KVCache` in ``bits`` = 8 or 4. ``dtype`` is what attention reads; ``nbytes`` counts codes, scales and minima.
+    """`KVCache` in ``bits`` = 8 or 4, ``rotate``d first or not.
 
-    All tokens are attended to as they are held, the newest too, so chunked and whole prefill agree.
+    ``dtype`` is what attention reads; ``nbytes`` counts codes, scales and minima. All tokens are attended to as they
+    are held, the newest too, so chunked and whole prefill agree.
     """
 
     def __init__(
@@ -36,11 +40,29 @@ class QuantizedKVCache(KVCache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         bits: int = 8,
+        rotate: bool = True,
     ) -> None:
         if bits not in (4, 8):
             raise ValueError(f"bits must be 4 or 8; got {bits}")
-        self.bits = bits
+        self.bits, self.rotate = bits, rotate
         super().__init__(num_layers, batch_size, capacity, num_kv_heads, head_dim, dtype, device)
+
+    @torch.no_grad()
+    def attend(
+        self,
+        layer_index: int,
+        query: Float[Tensor, "batch num_heads time head_dim"],
+        key: Float[Tensor, "batch num_kv_heads time head_dim"],
+        value: Float[Tensor, "batch num_kv_heads time head_dim"],
+    ) -> Float[Tensor, "batch num_heads time head_dim"]:
+        if not self.rotate:
+            return super().attend(layer_index, query, key, value)
+        query, key, value = self._turn(query), self._turn(key), self._turn(value)
+        return self._turn(super().attend(layer_index, query, key, value))
+
+    def _turn(self, x: Float[Tensor, "*rows head_dim"]) -> Float[Tensor, "*rows head_dim"]:
+        """x H, in pieces where head_dim is no power of two. H is symmetric: turning twice changes nothing."""
+        return (x.unflatten(-1, (-1, len(self.hadamard))) @ self.hadamard.to(x.dtype)).flatten(-2)
 
     @property
     def nbytes(self) -> int:
@@ -51,13 +73,14 @@ class QuantizedKVCache(KVCache):
         size = packed_size(self.head_dim, self.bits)
         self.codes = torch.zeros(*shape, size, dtype=torch.uint8, device=self.device)
         self.scales = torch.zeros(*shape, 2, dtype=torch.float16, device=self.device)  # scale and minimum
+        self.hadamard = hadamard(self.head_dim & -self.head_dim).to(self.device)  # the largest power of two in it
 
     def _storage(self) -> list[Tensor]:
         return [self.codes[0], self.codes[1], self.scales[0], self.scales[1]]
 
     def _empty_like(self, batch_size: int) -> Self:
         sizes = (self.num_layers, batch_size, self.capacity, self.num_kv_heads, self.head_dim)
-        return type(self)(*sizes, self.dtype, self.device, self.bits)
+        return type(self)(*sizes, self.dtype, self.device, self.bits, self.rotate)
 
     def _write(self, layer_index: int, key: Tensor, value: Tensor, step: Step) -> None:
         for which, new in enumerate((key, value)):
@@ -69,6 +92,14 @@ class QuantizedKVCache(KVCache):
         codes, scales = self.codes[:, layer_index, :, :, :total], self.scales[:, layer_index, :, :, :total]
         key, value = dequantize_heads(codes, scales, self.bits, self.head_dim).to(self.dtype)
         return key, value
+
+
+def hadamard(size: int) -> Float[Tensor, "size size"]:
+    """The orthogonal matrix of entries ±1/sqrt(size), for a power of two (Sylvester's construction)."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), dim=1), torch.cat((matrix, -matrix), dim=1)))
+    return matrix / size**0.5
 
 
 def quantize_heads(

@@ -456,6 +456,18 @@ def test_a_batch_that_does_not_fit_changes_nothing() -> None:
     cache.check_integrity()
 
 
+def test_the_last_owner_of_a_block_needs_no_copy() -> None:
+    cache = filled(2, a=3)
+    cache.fork("a", "b")
+    assert cache.blocks_needed(["a", "b"], [1, 1]) == 1
+    batch = cache.batch(["a", "b"])
+    batch.positions(2, 1)
+    batch.store(0, torch.tensor([[5.0, 5], [6, 6]]).view(2, 1, 1, 2), torch.zeros(2, 1, 1, 2))
+    batch.advance(1)
+    assert (held(cache, "a"), held(cache, "b")) == ([1, 1, 1, 5], [1, 1, 1, 6])
+    cache.check_integrity()
+
+
 def test_allocator_refuses_what_would_corrupt_it() -> None:
     allocator = BlockAllocator(2)
     block = allocator.allocate()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labsupport.kvcache import KVCache, QuantizedKVCache, WithFreshCache, generate
-from labsupport.kvcache.quantized import dequantize_heads, quantize_heads
+from labsupport.kvcache.quantized import dequantize_heads, hadamard, quantize_heads
 from labsupport.lm import LanguageModel, corpus, load_lm, perplexity
 
 
@@ -41,6 +41,23 @@ def test_one_large_token_costs_the_others_nothing() -> None:
         other = torch.ones(1, 2, 4, dtype=torch.bool)
         other[0, 0, 1] = False
         assert torch.equal(plain[other], loud[other])
+
+
+@pytest.mark.parametrize("head_dim", [8, 12, 64])
+def test_rotation_makes_a_large_channel_harmless(head_dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 20, head_dim, generator=generator) for _ in range(3))
+    key[..., 1] += 30
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    errors = {}
+    for rotate in (True, False):
+        cache = QuantizedKVCache(1, 1, 20, 2, head_dim, bits=8, rotate=rotate)
+        cache.positions(1, 20)
+        errors[rotate] = (cache.attend(0, query, key, value) - expected).norm() / expected.norm()
+    assert errors[True] < 0.05
+    assert errors[True] < errors[False]
+    matrix = hadamard(head_dim & -head_dim)
+    torch.testing.assert_close(matrix @ matrix, torch.eye(len(matrix)))
 
 
 @pytest.mark.parametrize(("bits", "bytes_each"), [(8, 32 + 4), (4, 16 + 4)])

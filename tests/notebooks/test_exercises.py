@@ -30,6 +30,10 @@ RIGHT = {
     "ex02_kv_cache_size": ["math.prod, divmod", "keys and values apart, layer by layer, printed"],
     "ex03_mha_vs_gqa": ["layers that hold no memory, counted", "head by head, printed"],
     "ex04_gptq": ["optimal brain surgeon: the inverse downdated after each column", "the course's own GPTQ"],
+    "ex05_continuous_batching": [
+        "dataclasses and typed, admits at the end of a step and in add, prints",
+        "has_unfinished kept as an attribute, removal in reverse",
+    ],
     "ex07_prune_and_distill": ["the course's own", "topk and scatter, the loss term by term, masks from the start"],
 }
 WRONG = {
@@ -37,6 +41,7 @@ WRONG = {
     "ex02_kv_cache_size": ["E51: one layer of one sequence", "at least one, even where it does not fit"],
     "ex03_mha_vs_gqa": ["E63: keys of all query heads are kept", "a share in floats"],
     "ex04_gptq": ["E14: H is computed and never used", "no damping, dead columns not set"],
+    "ex05_continuous_batching": ["E75: static batching", "E69: removes from the list that it iterates over"],
     "ex07_prune_and_distill": [
         "E38: the formula: alpha weighs the labels",
         "E35: zeros come back while it trains on",

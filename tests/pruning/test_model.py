@@ -201,10 +201,11 @@ def test_perplexity_of_tiny(tiny: LanguageModel, pattern: str | None) -> None:
 @pytest.mark.smollm2
 @pytest.mark.slow
 def test_perplexity_of_smollm2_falls_from_method_to_method() -> None:
-    """Few tokens, so that it takes a minute: the figures are benchmarks/pruning.py's."""
+    """The calibration of benchmarks/pruning.py: SparseGPT, which solves for 1536 inputs at a time, overfits to less."""
     lm = load_lm("smollm2-135m", verbose=False)
-    calibration, evaluation = list(tokens(lm, "calibration", 4 * 256).view(4, 256)), tokens(lm, "evaluation", 4 * 256)
-    results = {"float": perplexity(lm.model, evaluation, 256)}
+    calibration = list(tokens(lm, "calibration", 16 * 512).view(16, 512))
+    evaluation = tokens(lm, "evaluation", 4 * 512)
+    results = {"float": perplexity(lm.model, evaluation, 512)}
     for method in METHODS:
-        results[method] = perplexity(prune_model(lm.model, calibration, method, progress=False), evaluation, 256)
+        results[method] = perplexity(prune_model(lm.model, calibration, method, progress=False), evaluation, 512)
     assert 1.2 * results["float"] < 1.2 * results["sparsegpt"] < results["wanda"] < 0.5 * results["magnitude"], results

@@ -1,0 +1,150 @@
+"""One request: its tokens, where it stands, and what its client sees of it.
+
+waiting -> running -> finished          reasons to finish: "stop", "length", "abort"
+             |  ^
+             v  |
+          preempted                     its blocks were taken; its tokens are kept and read again later
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from labsupport.inference.detokenize import TextStream
+from labsupport.inference.sampling import SamplingParams
+from labsupport.lm.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class RequestStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+_NEXT = {
+    RequestStatus.WAITING: (RequestStatus.RUNNING, RequestStatus.FINISHED),
+    RequestStatus.RUNNING: (RequestStatus.PREEMPTED, RequestStatus.FINISHED),
+    RequestStatus.PREEMPTED: (RequestStatus.RUNNING, RequestStatus.FINISHED),
+    RequestStatus.FINISHED: (),
+}
+
+
+@dataclass
+class RequestTimes:
+    """By `time.monotonic`, in seconds; None: not yet."""
+
+    arrival: float = field(default_factory=time.monotonic)
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A request as it stands after a step. All is cumulative: ``text`` only grows at its end.
+
+    Attributes:
+        text: without the stop string or end-of-text token that ended it, and without half a character.
+        token_ids: all new tokens, the one that ended the text included.
+        finish_reason: None while it goes on, "stop" (end of text, stop string or token), "length" or "abort".
+        logprobs: for each new token, token id -> log-probability; None if not asked for.
+        num_cached_tokens: of the prompt, found in the cache and not computed.
+    """
+
+    request_id: Hashable
+    prompt_token_ids: list[int]
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    logprobs: list[dict[int, float]] | None
+    num_cached_tokens: int
+    times: RequestTimes
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+class Request:
+    """What engine and scheduler know of a request. ``arrival``: its number in the order of coming, set on adding."""
+
+    def __init__(
+        self, request_id: Hashable, prompt_token_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer
+    ) -> None:
+        if not prompt_token_ids:
+            raise ValueError("prompt_token_ids must hold at least one token; got none")
+        self.request_id = request_id
+        self.prompt_token_ids = list(prompt_token_ids)
+        self.params = params
+        self.arrival = -1
+        self.output_token_ids: list[int] = []
+        self.logprobs: list[dict[int, float]] = []
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.times = RequestTimes()
+        self._stop_tokens = {*params.stop_token_ids} | (set() if params.ignore_eos else {tokenizer.eos_token_id})
+        self._stream = TextStream(tokenizer, params.stop)
+        self._random = random.Random(params.seed)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All that the cache will have to hold, but for the last token: prompt and output."""
+        return self.prompt_token_ids + self.output_token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def text(self) -> str:
+        return self._stream.text
+
+    @property
+    def finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def move_to(self, status: RequestStatus) -> None:
+        if status not in _NEXT[self.status]:
+            raise ValueError(f"status must not go from {self.status.value} to {status.value}: {self.request_id!r}")
+        self.status = status
+        if status is RequestStatus.PREEMPTED:
+            self.num_preemptions += 1
+        elif status is RequestStatus.RUNNING and self.times.first_scheduled is None:
+            self.times.first_scheduled = time.monotonic()
+
+    def next_uniform(self) -> float:
+        """The number that picks its next token: one for each, so computing a text again draws none again."""
+        return self._random.random()
+
+    def append_token(self, token_id: int, logprobs: dict[int, float] | None = None) -> FinishReason | None:
+        """One more token. Why this is the last one, or None: the caller then calls `finish`."""
+        if self.times.first_token is None:
+            self.times.first_token = time.monotonic()
+        self.output_token_ids.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if token_id in self._stop_tokens or self._stream.push(token_id):
+            return "stop"
+        return "length" if len(self.output_token_ids) >= self.params.max_tokens else None
+
+    def finish(self, reason: FinishReason) -> None:
+        self.move_to(RequestStatus.FINISHED)
+        self.finish_reason = reason
+        self.times.finished = time.monotonic()
+        self._stream.end()
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(
+            self.request_id, self.prompt_token_ids, self.text, self.output_token_ids.copy(), self.finish_reason,
+            None if self.params.logprobs is None else self.logprobs.copy(), self.num_cached_tokens, self.times,
+        )  # fmt: skip

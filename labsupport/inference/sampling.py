@@ -1,0 +1,172 @@
+"""Which token comes next: the parameters of one request, and a sampler for a batch in which each row has its own.
+
+A row is filtered by top-k and top-p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751) after its temperature,
+and a number in [0, 1) of its own picks from what is left. So a seeded request draws the same whoever else is in the
+batch, and a request that is preempted and computed again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_LARGEST_UNIFORM = 1 - 2**-24  # below 1 also in float32
+_FIRST_TRY = 256  # a nucleus is seldom larger, and the largest 256 are found sooner than all are sorted
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is continued.
+
+    Attributes:
+        max_tokens: at most so many new tokens; 0 gives none.
+        temperature: logits are divided by it; 0 takes the most likely token (greedy).
+        top_k: only the k most likely tokens (and those as likely as the last of them); 0: all.
+        top_p: only the most likely tokens that together have at least this probability; 1: all.
+        seed: the same seed gives the same tokens; None: different ones each time.
+        stop: the text ends before any of these strings. One string or several.
+        stop_token_ids: the text ends before any of these tokens, which is the last of the result's ``token_ids``.
+        ignore_eos: do not end at the tokenizer's end-of-text token.
+        logprobs: also give the log-probabilities of the token taken and of so many most likely ones, before
+            temperature and filters; None: none.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k"):
+            self._set(name, _integer(name, getattr(self, name)))
+        for name in ("seed", "logprobs"):
+            if getattr(self, name) is not None:
+                self._set(name, _integer(name, getattr(self, name), "an integer of 0 or more, or None"))
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise ValueError(f"temperature must be a number of 0 or more; got {self.temperature!r}")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must be a number above 0 and at most 1; got {self.top_p!r}")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if not all(isinstance(each, str) and each for each in stop):
+            raise ValueError(f"stop must be strings that are not empty; got {self.stop!r}")
+        self._set("stop", stop)
+        allowed = "integers of 0 or more"
+        self._set("stop_token_ids", tuple(_integer("stop_token_ids", each, allowed) for each in self.stop_token_ids))
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos must be True or False; got {self.ignore_eos!r}")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def sample_tokens(
+    logits: Float[Tensor, "batch vocab"], params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> Int64[Tensor, " batch"]:
+    """One token a row. ``uniforms``: a number in [0, 1) a row, of which greedy rows make no use.
+
+    The number is looked up in the cumulative distribution over the tokens in the order of their ids. In the order of
+    their probability, rounding could swap two neighbours and give another token.
+
+    Raises:
+        ValueError: not one of each a row, or the model gave NaN.
+    """
+    if not len(logits) == len(params) == len(uniforms):
+        raise ValueError(
+            f"params and uniforms must be {len(logits)} (one a row of logits); got {len(params)} and {len(uniforms)}"
+        )
+    highest, tokens = logits.max(dim=-1)
+    if highest.isnan().any():
+        raise ValueError("logits must be numbers; got NaN")
+    sampled = [row for row, each in enumerate(params) if each.temperature > 0]
+    if not sampled:
+        return tokens
+    rows = torch.tensor(sampled, device=logits.device)
+    own = [params[row] for row in sampled]
+    temperature = torch.tensor([[max(each.temperature, 1e-6)] for each in own], device=logits.device)
+    scaled = (logits[rows] - highest[rows, None]) / temperature
+    filtered = [index for index, each in enumerate(own) if each.top_k or each.top_p < 1]
+    if filtered:
+        chosen = torch.tensor(filtered, device=logits.device)
+        part = scaled[chosen]
+        lowest = lowest_kept(part, [own[index].top_k for index in filtered], [own[index].top_p for index in filtered])
+        scaled[chosen] = part.masked_fill(part < lowest[:, None], -torch.inf)
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+    point = torch.tensor([[min(uniforms[row], _LARGEST_UNIFORM)] for row in sampled], device=logits.device)
+    # the first token whose cumulative probability is above the point: never one of probability 0
+    picked = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
+    tokens[rows] = picked.clamp(max=logits.shape[1] - 1)
+    return tokens
+
+
+def lowest_kept(
+    logits: Float[Tensor, "batch vocab"], top_k: Sequence[int], top_p: Sequence[float]
+) -> Float[Tensor, " batch"]:
+    """The smallest logit that passes each row's top-k, then its top-p: a value, so equal logits have equal fate."""
+    vocab = logits.shape[1]
+    ks = torch.tensor([[k if 0 < k < vocab else vocab] for k in top_k], device=logits.device)
+    ps = torch.tensor([[p] for p in top_p], device=logits.device)
+    limited = [k for k in top_k if 0 < k < vocab]
+    width = min(vocab, max([_FIRST_TRY, *limited]))
+    while True:
+        values = logits.topk(width, dim=-1).values
+        in_k = torch.arange(width, device=logits.device) < ks
+        total = torch.where(
+            ks < vocab, values.masked_fill(~in_k, -torch.inf).logsumexp(-1, True), logits.logsumexp(-1, True)
+        )
+        probability = (values - total).exp()
+        before = probability.cumsum(-1) - probability
+        keep = in_k & ((before < ps) | (ps >= 1))
+        keep[:, 0] = True
+        if width == vocab or not (keep.all(dim=-1) & (ks[:, 0] == vocab)).any():
+            return values.gather(1, keep.sum(dim=-1, keepdim=True) - 1)[:, 0]
+        width = vocab
+
+
+def token_logprobs(
+    logits: Float[Tensor, "batch vocab"], tokens: Sequence[int], counts: Sequence[int | None]
+) -> list[dict[int, float] | None]:
+    """For each row, token id -> log-probability, most likely first: the row's token and the ``count`` most likely ones.
+
+    None where the count is None.
+    """
+    wanted = [row for row, count in enumerate(counts) if count is not None]
+    result: list[dict[int, float] | None] = [None] * len(counts)
+    if not wanted:
+        return result
+    logprobs = logits[torch.tensor(wanted, device=logits.device)].log_softmax(dim=-1)
+    most = min(max(counts[row] or 0 for row in wanted), logits.shape[1])
+    values, ids = logprobs.topk(most, dim=-1)
+    own = logprobs.gather(1, torch.tensor([[tokens[row]] for row in wanted], device=logits.device))[:, 0].tolist()
+    for row, top_ids, top_values, value in zip(wanted, ids.tolist(), values.tolist(), own, strict=True):
+        count = counts[row] or 0
+        result[row] = dict(zip(top_ids[:count], top_values[:count], strict=True))
+        result[row].setdefault(tokens[row], value)  # type: ignore[union-attr]
+    return result
+
+
+def _integer(name: str, value: object, allowed: str = "an integer of 0 or more") -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be {allowed}; got {value!r}") from None
+    if number < 0 or isinstance(value, bool):
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
