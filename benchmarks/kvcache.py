@@ -1,6 +1,6 @@
 """What the KV cache gives and costs: ``python benchmarks/kvcache.py [--quick] [--no-smollm2] [--only PART]``.
 
-Ten minutes on a quiet core, most of them for SmolLM2 without a cache; ``--quick`` takes one.
+Most of the time goes to SmolLM2 without a cache, many minutes of it: ``--no-smollm2`` leaves it out.
 
 1. Cached against uncached generation: seconds for one greedy sequence from a prompt of 16 tokens up to 128, 256 and 512
    tokens, beside the least that the measured bandwidth and arithmetic allow, and whether the tokens are the same.
