@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from labsupport.lm.cache import ConcatCache
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.lm.train import make_optimizers
 from labsupport.pruning import prune_llama, prune_model
+from labsupport.pruning.llama import with_layers
 from labsupport.quantization import quantize_model
 
 Pruning = Literal["neurons", "magnitude", "wanda", "sparsegpt"]
@@ -33,7 +33,6 @@ Pruning = Literal["neurons", "magnitude", "wanda", "sparsegpt"]
 QUICK: dict[str, Any] = {"steps": 30, "recovery_steps": 10, "evaluation_windows": 8, "repeats": 5}
 
 
-@torch.no_grad()
 def small_student(teacher: Llama, num_layers: int) -> Llama:
     """A copy of the teacher with ``num_layers`` of its layers, evenly spread from the first to the last: a far better
     start than random weights (DistilBERT, Sanh et al. 2019, arXiv 1910.01108, section 3).
@@ -44,14 +43,8 @@ def small_student(teacher: Llama, num_layers: int) -> Llama:
     total = teacher.config.num_layers
     if not 1 <= num_layers <= total:
         raise ValueError(f"num_layers must be between 1 and {total}; got {num_layers}")
-    student = Llama(replace(teacher.config, num_layers=num_layers)).to(teacher.embed_tokens.weight.device)
-    for name in ("embed_tokens", "norm", "lm_head"):
-        student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
-    for layer, source in zip(
-        student.layers, torch.linspace(0, total - 1, num_layers).round().int().tolist(), strict=True
-    ):
-        layer.load_state_dict(teacher.layers[source].state_dict())
-    return student.eval()
+    kept = torch.linspace(0, total - 1, num_layers).round().int().tolist()
+    return with_layers(teacher, kept).float().eval()
 
 
 def compress_lm(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from labsupport.lm import Cache
-from labsupport.lm.model import Rotary, rotate
+from labsupport.lm.model import rotary_embedding, rotate
 
 
 class GroupedQueryAttention(nn.Module):
@@ -91,14 +91,3 @@ class GroupedQueryAttention(nn.Module):
     def extra_repr(self) -> str:
         kind = {self.num_heads: "MHA", 1: "MQA"}.get(self.num_kv_heads, "GQA")
         return f"{kind}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
-
-
-def rotary_embedding(
-    positions: Int64[Tensor, "batch time"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
-) -> Rotary:
-    """Cosine and signed sine of each position's angles, as `labsupport.lm.model.rotate` takes them."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None].float() * theta**-exponents
-    cos, sin = angles.cos(), angles.sin()
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return cos[:, None].to(dtype), sin[:, None].to(dtype)

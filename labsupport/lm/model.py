@@ -169,18 +169,24 @@ class Llama(nn.Module):
         return x, self.rotary(positions.to(x.device), x.dtype)
 
     def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
-        """Cosine and sine for each position (Su et al. 2021, arXiv 2104.09864, eq. 34), angles in float32.
+        """Cosine and sine for each position; see `rotary_embedding`."""
+        assert self.config.head_dim is not None
+        return rotary_embedding(positions, self.config.head_dim, self.config.rope_theta, dtype)
 
-        Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies. The sine
-        is negative in the first half: the sign that it has in `rotate`.
-        """
-        head_dim = self.config.head_dim
-        assert head_dim is not None
-        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-        angles = positions[..., None].float() * self.config.rope_theta**-exponents  # [batch, time, head_dim / 2]
-        cos, sin = angles.cos(), angles.sin()
-        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return cos[:, None].to(dtype), sin[:, None].to(dtype)  # one for all heads
+
+def rotary_embedding(
+    positions: Int64[Tensor, "batch time"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> Rotary:
+    """Cosine and sine for each position (Su et al. 2021, arXiv 2104.09864, eq. 34), angles in float32.
+
+    Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies. The sine is
+    negative in the first half: the sign that it has in `rotate`.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None].float() * theta**-exponents  # [batch, time, head_dim / 2]
+    cos, sin = angles.cos(), angles.sin()
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return cos[:, None].to(dtype), sin[:, None].to(dtype)  # one for all heads
 
 
 def rotate(x: Float[Tensor, "batch heads time head_dim"], rotary: Rotary) -> Float[Tensor, "batch heads time head_dim"]:

@@ -80,14 +80,14 @@ def prune_llama(
         scores = layer_scores(llama, windows, taylor, progress)
         kept_layers = keep_largest(scores, num_layers_removed).nonzero().flatten()
         report.groups.append(GroupReport(("layers",), len(llama.layers), kept_layers))
-        pruned = _with_layers(llama, kept_layers.tolist())
+        pruned = with_layers(llama, kept_layers.tolist())
     neurons = llama.config.intermediate_size
     left = max(1, neurons - round(neurons * mlp_sparsity))
     left = min(neurons, round(left / multiple_of) * multiple_of or left)
     if left < neurons or kv_groups or heads_per_group:
         pruned = _narrowed(pruned, windows, neurons - left, kv_groups, heads_per_group, taylor, report, progress)
     if pruned is llama:
-        pruned = _with_layers(llama, range(len(llama.layers)))
+        pruned = with_layers(llama, range(len(llama.layers)))
     report.count(llama, pruned)
     pruned.pruning_report = report  # type: ignore[assignment]
     return pruned
@@ -210,7 +210,8 @@ def _group(names: list[str], keep: Tensor) -> GroupReport:
     return GroupReport(tuple(names), len(keep), keep.nonzero().flatten())
 
 
-def _with_layers(model: Llama, kept: Sequence[int]) -> Llama:
+def with_layers(model: Llama, kept: Sequence[int]) -> Llama:
+    """A copy with these layers only, in this order."""
     state = {}
     for name, value in model.state_dict().items():
         parts = name.split(".", 2)

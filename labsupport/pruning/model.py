@@ -29,7 +29,7 @@ from labsupport.pruning.sparsegpt import sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
 
 # Chapter 1's run through the model, not a second one: quantization knows nothing of pruning, so imports point one way.
-from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, stages
+from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
 from labsupport.quantization.gptq import HessianAccumulator
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def prune_model(
         seconds = (time.perf_counter() - before) / len(linears)
         for name, linear, weight in zip(stage.full_names, linears, results, strict=True):
             weight = weight.to(linear.weight.dtype)
-            error = _nmse(F.linear(sample, weight), F.linear(sample, linear.weight))
+            error = nmse(F.linear(sample, weight), F.linear(sample, linear.weight))
             linear.weight.copy_(weight)  # what the following stages are to cope with
             report.layers.append(LayerReport(name, tuple(weight.shape), int((weight == 0).sum()), seconds, error))
     report.seconds = time.perf_counter() - start
@@ -195,11 +195,6 @@ def _method(
         masks = global_magnitude_masks(weights, sparsity)
         return magnitude_globally
     return {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
-
-
-def _nmse(given: Tensor, wanted: Tensor) -> float:
-    power = wanted.float().square().sum()
-    return float((given.float() - wanted.float()).square().sum() / power) if power > 0 else 0.0
 
 
 # ------------------------------------------------------------------------------------------------ bookkeeping

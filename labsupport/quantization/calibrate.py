@@ -118,3 +118,9 @@ def _without(module: nn.Module, last: str, arguments: list[tuple]) -> list[Tenso
         return [module(*argument) for argument in arguments]
     finally:
         setattr(module, last, layer)
+
+
+def nmse(given: Tensor, wanted: Tensor) -> float:
+    """‖given - wanted‖² / ‖wanted‖²: the output error in reports."""
+    power = wanted.float().square().sum()
+    return float((given.float() - wanted.float()).square().sum() / power) if power > 0 else 0.0

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from labsupport.quantization.affine import check_bits
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
-from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, stages
+from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
 from labsupport.quantization.gptq import HessianAccumulator, gptq_quantize
 from labsupport.quantization.linear import (
     DynamicQuantizedLinear,
@@ -187,7 +187,7 @@ def _int8_dynamic(model_stages: Iterator[Stage], options: _Options) -> Iterator[
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             module = DynamicQuantizedLinear.from_float(linear)
-            yield name, module, _nmse(module(sample), linear(sample))
+            yield name, module, nmse(module(sample), linear(sample))
 
 
 def _int8_static(model_stages: Iterator[Stage], options: _Options) -> Iterator[Replacement]:
@@ -197,7 +197,7 @@ def _int8_static(model_stages: Iterator[Stage], options: _Options) -> Iterator[R
             module = StaticQuantizedLinear.from_float(linear)
             for batch in stage.inputs:
                 module.observe(batch)
-            yield name, module, _nmse(module(sample), linear(sample))
+            yield name, module, nmse(module(sample), linear(sample))
 
 
 _METHODS: dict[str, Callable[[Iterator[Stage], _Options], Iterator[Replacement]]] = {
@@ -254,12 +254,7 @@ def _split_rows(weight: QuantizedWeight, sizes: list[int]) -> list[QuantizedWeig
 
 def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> float:
     """Of the weights alone: the inputs are the same, and so is any bias."""
-    return _nmse(F.linear(sample, dequantized.to(sample.dtype)), F.linear(sample, linear.weight))
-
-
-def _nmse(given: Tensor, wanted: Tensor) -> float:
-    power = wanted.float().square().sum()
-    return float((given.float() - wanted.float()).square().sum() / power) if power > 0 else 0.0
+    return nmse(F.linear(sample, dequantized.to(sample.dtype)), F.linear(sample, linear.weight))
 
 
 # ------------------------------------------------------------------------------------------------ bookkeeping
