@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.inference.memory import default_num_blocks, on_device
+from labsupport.inference.fused import FusedLlama
+from labsupport.inference.memory import can_copy, default_num_blocks, on_device
 from labsupport.inference.packed import PackedBatch
 from labsupport.inference.request import Request, RequestOutput
 from labsupport.inference.sampling import SamplingParams, sample_tokens, token_logprobs
 from labsupport.inference.scheduler import Plan, Scheduler
 from labsupport.inference.stats import EngineStats
-from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache import PagedKVCache, QuantizedPagedKVCache
 from labsupport.lm import LanguageModel, Llama
 
 Prompt = str | Sequence[int]
@@ -43,10 +44,12 @@ class LLMEngine:
         block_size: tokens in a block of the cache.
         num_blocks: blocks of the cache; None: from the memory that is free (memory.py).
         enable_prefix_caching: find the beginnings of prompts that were computed before.
-        max_num_batched_tokens: tokens in a step, of prompts and of those that decode; None: 256, or `max_num_seqs`.
+        max_num_batched_tokens: tokens in a step, of prompts and of those that decode; None: 512, or `max_num_seqs`.
         max_model_len: tokens of a prompt and its output; None: the model's.
         device, dtype: where and in what precision to compute; None: the model's. Another one makes a copy.
         memory_fraction: of the memory, for weights and cache together; None: 0.9, on a CPU 0.5.
+        kv_cache_bits: 8 or 4: a quantized cache (chapter 3); None: the precision of the model.
+        fused: compute by fused.py; None: where it can, on a CPU in float32 with Numba and an unquantized cache.
 
     Raises:
         ValueError: a number is out of range, or the memory is too small.
@@ -65,6 +68,8 @@ class LLMEngine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         memory_fraction: float | None = None,
+        kv_cache_bits: int | None = None,
+        fused: bool | None = None,
     ) -> None:
         self.lm, self.tokenizer = lm, lm.tokenizer
         self.model: Llama = on_device(lm.model, device, dtype)
@@ -77,11 +82,22 @@ class LLMEngine:
             memory_fraction = 0.5 if self.device.type == "cpu" else 0.9
         if not 0 < memory_fraction <= 1:
             raise ValueError(f"memory_fraction must be above 0 and at most 1; got {memory_fraction}")
+        can_fuse = kv_cache_bits is None and FusedLlama.supports(self.model)
+        if fused and not can_fuse:
+            raise ValueError("fused must be False or None here: it needs a CPU, float32, Numba and kv_cache_bits=None")
+        self._fused = FusedLlama(self.model, pack=can_copy(self.model)) if can_fuse and fused is not False else None
         if num_blocks is None:
-            num_blocks = default_num_blocks(self.model, block_size, max_num_seqs, self.max_model_len, memory_fraction)
-        self.cache = PagedKVCache.for_model(self.model, num_blocks, block_size, enable_prefix_caching)
+            num_blocks = default_num_blocks(
+                self.model, block_size, max_num_seqs, self.max_model_len, memory_fraction, kv_cache_bits
+            )
+        sizes = self.model, num_blocks, block_size, enable_prefix_caching
+        self.cache = (
+            PagedKVCache.for_model(*sizes)
+            if kv_cache_bits is None
+            else QuantizedPagedKVCache.for_model(*sizes, bits=kv_cache_bits)
+        )
         if max_num_batched_tokens is None:
-            max_num_batched_tokens = max(256, max_num_seqs)
+            max_num_batched_tokens = max(512, max_num_seqs)
         self.scheduler = Scheduler(self.cache, max_num_seqs, max_num_batched_tokens)
         self._undelivered: list[RequestOutput] = []
         self._finished: Counter[str] = Counter()
@@ -154,6 +170,26 @@ class LLMEngine:
             self._undelivered.append(self._finish(request_id, "length"))
         return request_id
 
+    def fork(
+        self, request_id: Hashable, sampling_params: SamplingParams | None = None, new_id: Hashable | None = None
+    ) -> Hashable:
+        """Continue an unfinished request a second time, from where it stands between two steps: another sample.
+
+        Both share their blocks, and whoever writes to a shared one gets a copy of it first. ``sampling_params``: of the
+        new one, such as another seed; None: those of the first. Returns its id.
+
+        Raises:
+            ValueError: there is no such request; the id is in use; by its parameters it would have ended already.
+        """
+        if request_id not in self.scheduler.requests:
+            raise ValueError(f"request_id must be of an unfinished request; {request_id!r} is not")
+        parent = self.scheduler.requests[request_id]
+        params = parent.params if sampling_params is None else sampling_params
+        self._check_prompt(parent.prompt_token_ids, params)
+        child = parent.fork(self._new_id() if new_id is None else new_id, params, self.tokenizer)
+        self.scheduler.fork(request_id, child)
+        return child.request_id
+
     def step(self) -> list[RequestOutput]:
         """One forward pass. The requests that got a token by it, each as it now stands.
 
@@ -220,11 +256,14 @@ class LLMEngine:
         decodes = [(each.request.request_id, each.token_ids[0]) for each in plan.decodes]
         chunks = [(each.request.request_id, each.token_ids) for each in plan.chunks]
         batch = PackedBatch(self.cache, decodes, chunks)
-        hidden = self.model.hidden_states(batch.tokens, batch)[0]
+        if self._fused is None:
+            hidden, head = self.model.hidden_states(batch.tokens, batch)[0], self.model.lm_head
+        else:
+            hidden, head = self._fused.hidden_states(batch), self._fused.lm_head
         if not plan.sample_positions:
             return hidden.new_empty(0, self.model.config.vocab_size)
         last = torch.tensor(plan.sample_positions, dtype=torch.int64, device=hidden.device)
-        return self.model.lm_head(hidden[last]).float()
+        return head(hidden[last]).float()
 
     def _finish(self, request_id: Hashable, reason: str) -> RequestOutput:
         request = self.scheduler.finish(request_id, reason)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ _TOKENS_ON_CPU = 1024  # of each sequence: a CPU's memory is not the engine's al
 
 def block_bytes(config: LlamaConfig, block_size: int, bytes_per_element: float = 2) -> int:
     """Bytes of one block: keys and values, in all layers."""
-    return block_size * kv_bytes_per_token(config, bytes_per_element)
+    return round(block_size * kv_bytes_per_token(config, bytes_per_element))
 
 
 def blocks_that_fit(
@@ -40,8 +40,20 @@ def blocks_that_fit(
     return free // each
 
 
+def bytes_per_cached_element(model: Llama, kv_cache_bits: int | None) -> float:
+    """Of a key or value as the cache holds it; quantized, its share of the head's float16 scale and minimum included."""
+    config = model.config
+    assert config.head_dim is not None
+    return model.embed_tokens.weight.element_size() if kv_cache_bits is None else kv_cache_bits / 8 + 4 / config.head_dim
+
+
 def default_num_blocks(
-    model: Llama, block_size: int, max_num_seqs: int, max_model_len: int, memory_fraction: float
+    model: Llama,
+    block_size: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    memory_fraction: float,
+    kv_cache_bits: int | None = None,
 ) -> int:
     """Blocks for a model that is loaded: from ``memory_fraction`` of what it has and what is free beside it.
 
@@ -51,11 +63,16 @@ def default_num_blocks(
     config, device = model.config, weight.device
     weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     memory = int(memory_fraction * (free_bytes(device) + weights))  # type: ignore[operator]
-    blocks = blocks_that_fit(memory, weights, config, block_size, weight.element_size())
+    blocks = blocks_that_fit(memory, weights, config, block_size, bytes_per_cached_element(model, kv_cache_bits))
     if device.type == "cpu":
         one = -(-max_model_len // block_size)
         blocks = min(blocks, max(one, max_num_seqs * -(-min(max_model_len, _TOKENS_ON_CPU) // block_size)))
     return blocks
+
+
+def can_copy(model: Llama) -> bool:
+    """Whether a second copy of the weights takes less than a quarter of the memory that is free."""
+    return 4 * sum(each.nbytes for each in model.parameters()) < free_bytes(model.embed_tokens.weight.device)
 
 
 def free_bytes(device: torch.device) -> int:

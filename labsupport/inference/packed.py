@@ -8,12 +8,27 @@ the row is cut up into the sequences that decode, one token each and together, a
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache.grouped import visible
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens start .. end of the row, the last ones of a sequence that then has ``length`` tokens."""
+
+    start: int
+    end: int
+    length: int
+    table: Int64[Tensor, " blocks"]
+    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, causal says it all
 
 
 class PackedBatch:
@@ -37,7 +52,8 @@ class PackedBatch:
         parts += [[chunk] for chunk in chunks]  # type: ignore[list-item]
         if not parts:
             raise ValueError("decodes and chunks must not both be empty")
-        self.num_layers = cache.num_layers
+        self.cache, self.num_layers = cache, cache.num_layers
+        self._decodes, self._chunks = [seq_id for seq_id, _ in decodes], [(each, len(new)) for each, new in chunks]
         self._parts = [cache.batch([seq_id for seq_id, _ in part]) for part in parts]
         fed = [batch.feed([tokens for _, tokens in part]) for batch, part in zip(self._parts, parts, strict=True)]
         self._shapes = [tokens.shape for tokens in fed]
@@ -77,3 +93,38 @@ class PackedBatch:
     def advance(self, time: int) -> None:
         for part, shape in zip(self._parts, self._shapes, strict=True):
             part.advance(shape[1])
+
+    # What fused.py needs to know, once `positions` has taken the blocks
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[decodes]: tokens that each has with its new one."""
+        return np.array([self.cache.length(seq_id) + 1 for seq_id in self._decodes], np.int64)
+
+    @cached_property
+    def tables(self) -> np.ndarray:
+        """[decodes, blocks]: the block tables, filled up with zeros."""
+        tables = [self.cache.block_table(seq_id) for seq_id in self._decodes]
+        longest = max(map(len, tables), default=0)
+        return np.array([[*table, *[0] * (longest - len(table))] for table in tables], np.int64)
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        found, start = [], len(self._decodes)
+        for seq_id, count in self._chunks:
+            held = self.cache.length(seq_id)
+            table = torch.tensor(self.cache.block_table(seq_id))
+            mask = None if held == 0 else visible(torch.arange(held, held + count), held + count)
+            found.append(Chunk(start, start + count, held + count, table, mask))
+            start += count
+        return found
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """[tokens]: block · block_size + place in it, where each new token goes."""
+        size, found = self.cache.block_size, []
+        grown = [(seq_id, 1) for seq_id in self._decodes] + self._chunks
+        for seq_id, count in grown:
+            held, table = self.cache.length(seq_id), self.cache.block_table(seq_id)
+            found += [table[place // size] * size + place % size for place in range(held, held + count)]
+        return np.array(found, np.int64)

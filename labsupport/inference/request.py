@@ -137,6 +137,26 @@ class Request:
             return "stop"
         return "length" if len(self.output_token_ids) >= self.params.max_tokens else None
 
+    def fork(self, request_id: Hashable, params: SamplingParams, tokenizer: Tokenizer) -> Request:
+        """A new request that has got the same tokens so far, and goes on by ``params`` and a random stream of its own.
+
+        Raises:
+            ValueError: by ``params`` it would have ended already, or log-probabilities are wanted that nobody kept.
+        """
+        if params.logprobs is not None and self.params.logprobs is None:
+            raise ValueError(f"sampling_params must have logprobs=None to fork {self.request_id!r}, which has none")
+        child = Request(request_id, self.prompt_token_ids, params, tokenizer)
+        logprobs = self.logprobs or [None] * len(self.output_token_ids)
+        for token, each in zip(self.output_token_ids, logprobs, strict=True):
+            if child.append_token(token, None if params.logprobs is None else each) is not None:
+                raise ValueError(
+                    f"sampling_params must let the fork of {self.request_id!r} go on after its "
+                    f"{len(self.output_token_ids)} tokens so far; got max_tokens = {params.max_tokens}, "
+                    f"stop = {params.stop}"
+                )
+        child.num_cached_tokens = self.num_cached_tokens
+        return child
+
     def finish(self, reason: FinishReason) -> None:
         self.move_to(RequestStatus.FINISHED)
         self.finish_reason = reason

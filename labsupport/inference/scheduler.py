@@ -93,7 +93,7 @@ class Scheduler:
         if request.status is not RequestStatus.WAITING or request.arrival >= 0:
             raise ValueError(f"request must be new; {request.request_id!r} was added before")
         room = self.cache.num_blocks * self.cache.block_size
-        held = request.num_tokens + max(0, request.params.max_tokens - 1)  # the last token is never read
+        held = len(request.prompt_token_ids) + max(0, request.params.max_tokens - 1)  # the last token is never read
         if held > room:
             raise ValueError(
                 f"prompt and max_tokens must fit the cache of {self.cache.num_blocks} blocks of "
@@ -102,6 +102,18 @@ class Scheduler:
         request.arrival, self._num_arrivals = self._num_arrivals, self._num_arrivals + 1
         self.requests[request.request_id] = request
         self.waiting.append(request)
+
+    def fork(self, parent_id: Hashable, child: Request) -> None:
+        """Add ``child``, which has the tokens of the running request ``parent_id``, and let them share their blocks.
+
+        If others wait or all slots are taken it queues like anybody, and finds what is still cached when its turn comes.
+        """
+        self.add(child)
+        parent = self.requests.get(parent_id)
+        if parent in self.running and len(self.waiting) == 1 and len(self.running) < self.max_num_seqs:
+            self.cache.fork(parent_id, child.request_id)
+            self.running.append(self.waiting.popleft())
+            child.move_to(RequestStatus.RUNNING)
 
     def schedule(self) -> Plan:
         """The next step. Not empty while there are requests."""
@@ -214,7 +226,7 @@ class Scheduler:
             if request.status is RequestStatus.WAITING:
                 self.num_prefix_queries += request.num_tokens
                 self.num_prefix_hits += cached
-                request.num_cached_tokens = cached
+                request.num_cached_tokens = min(cached, len(request.prompt_token_ids))
             request.move_to(RequestStatus.RUNNING)
             count = min(self._remaining(request), budget)
             self._put(plan, request, count)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from labsupport.kvcache.generation import generate, make_cache, next_token_logits, prefill
     from labsupport.kvcache.grouped import CacheFull, grouped_attention
     from labsupport.kvcache.paged import PagedKVCache
+    from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
     from labsupport.kvcache.paged_batch import PagedBatch
     from labsupport.kvcache.quantized import QuantizedKVCache, WithFreshCache
     from labsupport.kvcache.sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, sequences_that_fit, weight_bytes
@@ -68,6 +69,7 @@ _SUBMODULES = {
         "grouped_attention",
     ),
     "paged": ("PagedKVCache",),
+    "paged_quantized": ("QuantizedPagedKVCache",),
     "paged_batch": ("PagedBatch",),
     "block_attention": (
         "block_by_block_attention",
@@ -99,6 +101,7 @@ __all__ = [
     "PagedBatch",
     "PagedKVCache",
     "QuantizedKVCache",
+    "QuantizedPagedKVCache",
     "WithFreshCache",
     "block_by_block_attention",
     "chain_hash",

@@ -63,11 +63,9 @@ class PagedKVCache:
         self.num_layers, self.num_blocks, self.block_size = num_layers, num_blocks, block_size
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.enable_prefix_caching = enable_prefix_caching
-        shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
-        self.blocks = torch.zeros(shape, dtype=dtype, device=device)  # zeros: see KVCache
         self.allocator = BlockAllocator(num_blocks)
         self.sequences: dict[Hashable, PagedSequence] = {}
-        self._scratch = self.blocks.new_empty(0)
+        self._allocate(dtype, device)
 
     @classmethod
     def for_model(cls, model: Llama, num_blocks: int, block_size: int = 16, enable_prefix_caching: bool = True) -> Self:
@@ -184,7 +182,7 @@ class PagedKVCache:
 
     @property
     def nbytes(self) -> int:
-        return self.blocks.nbytes
+        return sum(each.nbytes for each in self._storage())
 
     def block_table(self, seq_id: Hashable) -> tuple[int, ...]:
         return tuple(self._get(seq_id).block_table)
@@ -247,6 +245,16 @@ class PagedKVCache:
 
     # Helpers
 
+    def _allocate(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        shape = (self.num_layers, 2, self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim)
+        self.blocks = torch.zeros(shape, dtype=dtype, device=device)  # zeros: see KVCache
+        self.dtype, self.device = dtype, self.blocks.device
+        self._scratch = self.blocks.new_empty(0)
+
+    def _storage(self) -> list[Tensor]:
+        """All that is held by blocks: tensors whose third dimension is the block."""
+        return [self.blocks]
+
     def _get(self, seq_id: Hashable) -> PagedSequence:
         if seq_id not in self.sequences:
             raise ValueError(f"seq_id must be a sequence of the cache; {seq_id!r} is not (add_sequence makes one)")
@@ -279,7 +287,8 @@ class PagedKVCache:
             for shared in self._written(sequence, new):
                 if self.allocator.ref_count[shared] > 1:  # copy on write
                     own = self.allocator.allocate()
-                    self.blocks[:, :, own] = self.blocks[:, :, shared]
+                    for blocks in self._storage():
+                        blocks[:, :, own] = blocks[:, :, shared]
                     sequence.block_table[sequence.block_table.index(shared)] = own
                     self.allocator.release(shared)
             while len(sequence.block_table) * self.block_size < sequence.length + new:

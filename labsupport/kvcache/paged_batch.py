@@ -61,7 +61,7 @@ class PagedBatch:
                 f"got lengths {counts}"
             )
         self._fed = [list(map(int, tokens)) for tokens in token_lists]
-        return pad_right(self._fed, self.cache.blocks.device)
+        return pad_right(self._fed, self.cache.device)
 
     def positions(self, batch: int, time: int) -> Int64[Tensor, "batch time"]:
         """Positions of the new tokens; begins a pass, and takes the blocks that it needs.
@@ -77,7 +77,7 @@ class PagedBatch:
         check_counts(self._counts, batch, time)
         self.cache._make_room(self.seq_ids, self._counts)
         self._time, self._step = time, None
-        starts = torch.tensor(self.lengths, device=self.cache.blocks.device)
+        starts = torch.tensor(self.lengths, device=self.cache.device)
         return starts[:, None] + torch.arange(time, device=starts.device)
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class PagedBatch:
         if self._step is None:
             assert self._counts, "positions() begins a pass"
             cache = self.cache
-            pool = PoolShape(cache.num_kv_heads, cache.block_size, num_heads, cache.blocks.device)
+            pool = PoolShape(cache.num_kv_heads, cache.block_size, num_heads, cache.device)
             tables = [cache._get(seq_id).block_table for seq_id in self.seq_ids]
             self._step = PagedStep.plan(tables, self.lengths, self._counts, self._time, pool)
         return self._step

@@ -29,6 +29,7 @@ from labsupport.quantization.affine import QParams, choose_qparams
 from labsupport.quantization.kernels import (
     Int4Kernel,
     Int8Kernel,
+    has_numba,
     int4_kernel,
     int8_kernel,
     int8_weight_kernel,
@@ -64,6 +65,10 @@ def quantize_rows(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Floa
 
 def _in_steps(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n 1"]]:
     """The same before rounding, which the kernel does as well: at batch 1 each operator counts."""
+    if x.device.type == "cpu" and has_numba():
+        from labsupport.quantization.numba_kernels import rows_in_steps
+
+        return rows_in_steps(x)
     scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
     return x / scale, scale
 
@@ -194,7 +199,12 @@ class DynamicQuantizedLinear(IntegerLinear):
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
         steps, scale = _in_steps(x.float())
-        return self._packed_kernel()(steps).mul(scale).mul_(self._buffers["weight_scale"])
+        sums, weight_scale = self._packed_kernel()(steps), self._buffers["weight_scale"]
+        if x.device.type == "cpu" and has_numba():
+            from labsupport.quantization.numba_kernels import scale_rows_and_columns
+
+            return scale_rows_and_columns(sums, scale, weight_scale)
+        return sums.mul(scale).mul_(weight_scale)
 
     def _make_kernel(self) -> Int8Kernel:
         return int8_kernel(self.weight)

@@ -39,9 +39,10 @@ from labsupport.quantization.linear import (
 from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size, round_scale
 from labsupport.quantization.report import LayerReport, QuantizationReport
 from labsupport.quantization.rtn import rtn_quantize
-from labsupport.quantization.smoothquant import smooth_model
+from labsupport.quantization.smoothquant import smooth_head, smooth_model
 
 ERROR_TOKENS = 256  # of each stage, for the report's errors
+_HEAD_WINDOWS = 4  # of calibration, to smooth the head with
 
 
 @torch.no_grad()
@@ -99,6 +100,8 @@ def quantize_model(
         parent, _, child = name.rpartition(".")
         setattr(quantized.get_submodule(parent), child, module)
     if head_bits is not None:
+        if smooth is not False:
+            smooth_head(quantized, windows[:_HEAD_WINDOWS], None if smooth is True else smooth)
         head = DynamicQuantizedLinear if method == "int8_dynamic" else Int8WeightLinear
         quantized.lm_head = head.from_float(quantized.lm_head)
     report.bytes_after = _bytes(quantized)

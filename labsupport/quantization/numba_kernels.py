@@ -33,7 +33,7 @@ OUTPUTS = 16  # outputs a block of the int4 kernel
 INPUTS = 32  # inputs that it multiplies at a time, 16 bits being enough for their sums
 _LARGEST = 256 * 127 + 127  # the largest 16-bit x, both bytes of which fit a signed byte
 _WEIGHTS_A_THREAD = 2**20  # with fewer, waking a thread costs more than it saves
-_FAST = {"contract", "reassoc", "nsz"}  # sums in any order; NaN and infinity keep their meaning
+FAST_MATH = {"contract", "reassoc", "nsz"}  # sums in any order; NaN and infinity keep their meaning
 
 
 class Int8Matmul:
@@ -45,7 +45,7 @@ class Int8Matmul:
     def __call__(self, x: Float[Tensor, "n columns"]) -> Float[Tensor, "n out"]:
         weight, scale = self.arrays
         out = np.empty((x.shape[0], weight.shape[0]), np.float32)
-        _in_threads(_int8_matmul, (_array(x), weight, scale, out), weight.shape[0], weight.size)
+        in_threads(_int8_matmul, (_array(x), weight, scale, out), weight.shape[0], weight.size)
         return torch.from_numpy(out)
 
 
@@ -71,7 +71,7 @@ class Int4Matmul:
         packed, scale, zero_point = self.arrays
         blocks = packed.shape[0]
         out = np.empty((x.shape[0], blocks * OUTPUTS), np.float32)
-        _in_threads(_int4_matmul, (_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size)
+        in_threads(_int4_matmul, (_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size)
         result = torch.from_numpy(out)
         return result if blocks * OUTPUTS == self.out_features else result[:, : self.out_features]
 
@@ -107,13 +107,52 @@ def _by_block(grid: Tensor) -> Tensor:
     return padded.view(-1, OUTPUTS, grid.shape[1]).transpose(1, 2).contiguous()
 
 
+def rows_in_steps(x: Float[Tensor, "n columns"]) -> tuple[Float[Tensor, "n columns"], Float[Tensor, "n 1"]]:
+    """x / scale and scale = max|x| / 127 of each row, in one pass over ``x`` where PyTorch takes five."""
+    source = _array(x)
+    steps, scale = np.empty(source.shape, np.float32), np.empty((source.shape[0], 1), np.float32)
+    _rows_in_steps(source, steps, scale)
+    return torch.from_numpy(steps), torch.from_numpy(scale)
+
+
+def scale_rows_and_columns(
+    x: Float[Tensor, "n columns"], rows: Float[Tensor, "n 1"], columns: Float[Tensor, " columns"]
+) -> Float[Tensor, "n columns"]:
+    """``x`` in place, times one factor a row and one a column."""
+    _scale_rows_and_columns(x.numpy(), rows.numpy(), columns.numpy())
+    return x
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def _rows_in_steps(x, steps, scale):  # type: ignore[no-untyped-def]
+    U, f32 = np.uint64, np.float32
+    columns = U(x.shape[1])
+    for r in range(U(x.shape[0])):
+        largest, not_finite = f32(0), f32(0)
+        for k in range(columns):
+            largest = max(largest, abs(x[r, k]))
+            not_finite += f32(0) * x[r, k]
+        step = max(largest * f32(1 / 127), f32(1.1754944e-38)) + not_finite
+        scale[r, 0] = step
+        for k in range(columns):
+            steps[r, k] = x[r, k] / step
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def _scale_rows_and_columns(x, rows, columns):  # type: ignore[no-untyped-def]
+    U = np.uint64
+    for r in range(U(x.shape[0])):
+        for k in range(U(x.shape[1])):
+            x[r, k] = x[r, k] * rows[r, U(0)] * columns[k]
+
+
 def _array(x: Tensor) -> np.ndarray:
     if x.requires_grad or x.dtype != torch.float32:
         x = x.detach().float()
     return x.contiguous().numpy()
 
 
-def _in_threads(kernel: Callable[..., None], arrays: tuple, end: int, num_weights: int) -> None:
+def in_threads(kernel: Callable[..., None], arrays: tuple, end: int, num_weights: int) -> None:
     """kernel(*arrays, first, last) for 0 .. end, in as many threads as PyTorch would use.
 
     Threads of our own, and not Numba's: those would compete with PyTorch's OpenMP for the same cores.
@@ -133,7 +172,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="matmul")
 
 
-@njit(fastmath=_FAST, nogil=True, cache=True)
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
 def _int8_matmul(x, weight, scale, out, first, last):  # type: ignore[no-untyped-def]
     U, f32 = np.uint64, np.float32
     rows, columns = U(x.shape[0]), U(x.shape[1])
@@ -156,7 +195,7 @@ def _int8_matmul(x, weight, scale, out, first, last):  # type: ignore[no-untyped
             out[r, o] = sum0 * scale[o]
 
 
-@njit(fastmath=_FAST, nogil=True, cache=True)
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
 def _int4_matmul(x, packed, scale_bits, zero_point, group_size, out, first, last):  # type: ignore[no-untyped-def]
     """Blocks first .. last of outputs."""
     U, f32, i32 = np.uint64, np.float32, np.int32
@@ -186,7 +225,7 @@ def _int4_matmul(x, packed, scale_bits, zero_point, group_size, out, first, last
                 out[r, block * U(OUTPUTS) + j] = total[j]
 
 
-@njit(fastmath=_FAST, nogil=True, cache=True)
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
 def _to_16_bits(x, group_size, x_bytes, x_scale, x_sum):  # type: ignore[no-untyped-def]
     """x = x_scale * (256 high + low) for each row and group; x_sum is the sum of what x_scale multiplies.
 

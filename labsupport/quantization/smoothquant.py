@@ -33,6 +33,7 @@ from labsupport.quantization.linear import quantize_rows, quantize_weight_int8
 
 ALPHAS = tuple(i / 10 for i in range(11))  # the grid of the search
 _SEARCH_TOKENS = 256
+_SEARCH_ROWS = 4096  # of the head's
 
 
 @torch.no_grad()
@@ -61,6 +62,26 @@ def smooth_model(
                 each.divide_inputs(scale)
             layer_stages.clear()
     return smoothed
+
+
+@torch.no_grad()
+def smooth_head(model: Any, calibration: Sequence[Int64[Tensor, " time"]], alpha: float | None = 0.5) -> None:
+    """The same for the output head, in place: its factors go into the final norm. It gets a weight of its own.
+
+    The norm's outputs on ``calibration`` count. ``alpha``: None searches.
+    """
+    inputs = torch.cat([model.hidden_states(window[None])[0] for window in calibration])
+    weight = model.lm_head.weight.detach()
+    ranges = _Ranges(inputs.abs().amax(0), weight.abs().amax(0))
+    scales = [smoothing_scale(ranges.activation, ranges.weight, each) for each in (ALPHAS if alpha is None else (alpha,))]
+    sample = inputs[:: max(1, len(inputs) // _SEARCH_TOKENS)]
+    rows = [weight[:: max(1, len(weight) // _SEARCH_ROWS)]]
+    scale = min(scales, key=lambda scale: w8a8_error(sample, rows, scale)) if alpha is None else scales[0]
+    model.norm.weight.div_(scale)
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = nn.Parameter(weight * scale)
+    model.lm_head = head
 
 
 def smoothing_scale(

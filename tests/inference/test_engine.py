@@ -71,9 +71,13 @@ def check_empty(engine: LLMEngine) -> None:
         {"num_blocks": 9, "enable_prefix_caching": False},
         {"num_blocks": 9},
         {"block_size": 1, "num_blocks": 140},
+        {"fused": False},
+        {"fused": False, "max_num_seqs": 3, "max_num_batched_tokens": 7, "block_size": 5},
+        {"fused": False, "num_blocks": 9},
     ],
-    ids=["batched", "alone", "chunked", "preempted", "preempted-cached", "block-of-one"],
-)
+    ids=["batched", "alone", "chunked", "preempted", "preempted-cached", "block-of-one", "plain", "plain-chunked",
+         "plain-preempted"],
+)  # fmt: skip
 def test_greedy_tokens_are_those_without_a_cache(
     lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]], options: dict[str, Any]
 ) -> None:
@@ -121,6 +125,58 @@ def test_any_engine_any_order_and_aborted_neighbours(
     check_empty(engine)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 14, "block_size": 8}, {"max_num_seqs": 2}, {"fused": False}])
+def test_forks_go_on_as_the_first_would(
+    lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]], options: dict[str, Any]
+) -> None:
+    engine = LLMEngine(lm, **options)
+    first = engine.add_request(prompts[3], greedy(), "first")
+    forked = {first: reference[3]}
+    while engine.has_unfinished:
+        for output in engine.step():
+            assert output.token_ids == forked[output.request_id][: len(output.token_ids)]
+        if engine.stats().num_steps in (1, 2, 5, 9) and first in engine.scheduler.requests:
+            limit = NEW - engine.stats().num_steps
+            forked[engine.fork(first, greedy(limit))] = reference[3][:limit]
+        engine.scheduler.check_integrity()
+    assert len(forked) == 5
+    check_empty(engine)
+
+
+def test_forks_share_blocks_and_draw_their_own_numbers(lm: LanguageModel, prompts: list[list[int]]) -> None:
+    engine = LLMEngine(lm, enable_prefix_caching=False)
+    params = [SamplingParams(max_tokens=NEW, seed=seed, ignore_eos=True) for seed in range(3)]
+    alone = [LLMEngine(lm).generate([prompts[9]], each)[0].token_ids for each in params]
+    first = engine.add_request(prompts[9], params[0])
+    engine.step()
+    used = engine.cache.usage()["used_blocks"]
+    ids = [first, *(engine.fork(first, each) for each in params[1:])]
+    assert engine.cache.usage()["used_blocks"] == used, "a fork costs nothing before it writes"
+    done: dict[Any, list[int]] = {}
+    while engine.has_unfinished:
+        done |= {each.request_id: each.token_ids for each in engine.step() if each.finished}
+    assert done[first] == alone[0] and len({tuple(done[each]) for each in ids}) == 3
+    assert all(done[each][0] == alone[0][0] for each in ids), "what was said before the fork is common"
+    check_empty(engine)
+
+
+def test_fork_of_bad_input(lm: LanguageModel) -> None:
+    engine = LLMEngine(lm)
+    with pytest.raises(ValueError, match="'x' is not"):
+        engine.fork("x")
+    engine.add_request([65, 66], greedy(5), "a")
+    for _ in range(3):
+        engine.step()
+    for params, message in ((greedy(3), "max_tokens = 3"), (greedy(5, logprobs=1), "logprobs=None")):
+        with pytest.raises(ValueError, match=message):
+            engine.fork("a", params)
+    with pytest.raises(ValueError, match="request_id must be new"):
+        engine.fork("a", new_id="a")
+    engine.scheduler.check_integrity()
+    engine.abort("a")
+    check_empty(engine)
+
+
 @pytest.mark.parametrize("method", ["rtn", "int8_dynamic"])
 def test_quantized_models_work(lm: LanguageModel, prompts: list[list[int]], method: str) -> None:
     from labsupport.quantization import quantize_model
@@ -142,6 +198,30 @@ def test_bfloat16_computes_in_bfloat16_and_leaves_the_model(lm: LanguageModel, p
     outputs = engine.generate(prompts, greedy())
     assert [len(each.token_ids) for each in outputs] == [NEW] * len(prompts)
     check_empty(engine)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_cache_gives_the_same_tokens_on_every_path(
+    lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]], bits: int
+) -> None:
+    alone = LLMEngine(lm, max_num_seqs=1, kv_cache_bits=bits, enable_prefix_caching=False)
+    wanted = tokens(alone.generate(prompts, greedy()))
+    for options in ({}, {"max_num_batched_tokens": 16}, {"num_blocks": 9}):
+        engine = LLMEngine(lm, kv_cache_bits=bits, **options)
+        assert tokens(engine.generate(prompts, greedy())) == wanted
+        check_empty(engine)
+    same = [a == b for mine, theirs in zip(wanted, reference, strict=True) for a, b in zip(mine, theirs, strict=True)]
+    assert sum(same) >= {8: 0.95, 4: 0.3}[bits] * len(same)
+
+
+def test_quantized_cache_holds_more_tokens_in_the_same_memory(lm: LanguageModel) -> None:
+    full, half = (LLMEngine(lm, num_blocks=64, kv_cache_bits=bits).cache.nbytes for bits in (None, 4))
+    head_dim = lm.model.config.head_dim
+    assert head_dim is not None and half == full * (head_dim / 2 + 4) / (4 * head_dim)
+    with pytest.raises(ValueError, match="bits must be 4 or 8; got 3"):
+        LLMEngine(lm, num_blocks=64, kv_cache_bits=3)
+    with pytest.raises(ValueError, match="fused must be False"):
+        LLMEngine(lm, num_blocks=64, kv_cache_bits=8, fused=True)
 
 
 def test_packed_pass_is_that_of_each_sequence_alone(lm: LanguageModel, prompts: list[list[int]]) -> None:
@@ -191,7 +271,7 @@ def test_e69_tokens_go_to_their_own_request_when_some_finish_early(
     lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     """The document removes finished requests from the list that it walks through: others get their tokens."""
-    engine = LLMEngine(lm, enable_prefix_caching=False)
+    engine = LLMEngine(lm, enable_prefix_caching=False, max_num_batched_tokens=256)
     outputs = engine.generate(prompts, greedy(2))
     assert tokens(outputs) == [each[:2] for each in reference]
     assert engine.stats().num_steps == 3  # 487 tokens of prompts take two steps of 256
@@ -208,6 +288,7 @@ def test_e70_results_come_in_the_order_of_the_prompts(
     assert [each.prompt_token_ids for each in outputs] == prompts[:3]
 
 
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("fails_in", ["first layer", "last layer", "head"])
 def test_e71_nothing_is_left_after_an_exception(
     lm: LanguageModel,
@@ -215,13 +296,14 @@ def test_e71_nothing_is_left_after_an_exception(
     reference: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
     fails_in: str,
+    fused: bool | None,
 ) -> None:
-    module: dict[str, Any] = {
-        "first layer": lm.model.layers[0].mlp,
-        "last layer": lm.model.layers[-1].mlp,
-        "head": lm.model.lm_head,
-    }
-    engine, calls = LLMEngine(lm, max_num_seqs=4, max_num_batched_tokens=64), 0
+    engine, calls = LLMEngine(lm, max_num_seqs=4, max_num_batched_tokens=64, fused=fused), 0
+    if engine._fused is None:
+        layers, head = [layer.mlp for layer in lm.model.layers], lm.model.lm_head
+    else:
+        layers, head = [layer.down for layer in engine._fused.layers], engine._fused.lm_head  # type: ignore[misc]
+    module: dict[str, Any] = {"first layer": layers[0], "last layer": layers[-1], "head": head}
 
     def fail(*_: Any) -> None:
         nonlocal calls

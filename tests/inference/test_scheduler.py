@@ -143,6 +143,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.scheduler is not None and self.scheduler.has_unfinished)
     @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        assert self.scheduler is not None
+        parent = self.scheduler.requests[data.draw(st.sampled_from(sorted(self.scheduler.requests)))]  # type: ignore
+        before = self.scheduler.cache.usage()["used_blocks"]
+        self.scheduler.fork(parent.request_id, parent.fork(self.count, parent.params, BYTES))
+        self.count += 1
+        assert self.scheduler.cache.usage()["used_blocks"] == before
+
+    @precondition(lambda self: self.scheduler is not None and self.scheduler.has_unfinished)
+    @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         assert self.scheduler is not None
         ids = sorted(self.scheduler.requests, key=repr)

@@ -300,3 +300,17 @@ def test_bad_input_is_named(function, message):
 
 def test_a_default_budget_fits_many_slots():
     assert simulate(requests_at_once([2] * 600), "chunked", 600).num_steps == 2
+
+
+@pytest.mark.parametrize("seqs,budget", [(4, 32), (3, 16), (8, 512)])
+def test_the_engine_takes_the_steps_that_are_simulated(seqs, budget):
+    from labsupport.inference import LLMEngine, SamplingParams
+    from labsupport.lm import load_lm
+
+    rng = np.random.default_rng(seqs)
+    sizes = [(int(rng.integers(2, 60)), int(rng.integers(1, 25))) for _ in range(14)]
+    engine = LLMEngine(load_lm("tiny", verbose=False), seqs, enable_prefix_caching=False, max_num_batched_tokens=budget)
+    params = [SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True) for _, new in sizes]
+    engine.generate([[65] * prompt for prompt, _ in sizes], params)
+    simulated = simulate([SimRequest(0.0, *each) for each in sizes], "chunked", seqs, token_budget=budget)
+    assert engine.stats().num_steps == simulated.num_steps

@@ -1,0 +1,144 @@
+"""The parts of a decode step that are no matmul, compiled by Numba (optional; without it, fused.py takes PyTorch's).
+
+A step for 16 sequences runs each of these 30 times on a few thousand numbers. PyTorch spends more time on finding out
+what to do than on doing it, and gathers keys that could be read where they lie.
+
+    add_and_norm        x += y, then RMSNorm of x
+    rotate_and_store    rotary embedding of queries and keys, and both caches written
+    decode_attention    one query a sequence over its blocks, in place
+
+Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from labsupport.quantization.numba_kernels import FAST_MATH
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def add_and_norm(x, y, weight, eps, out):  # type: ignore[no-untyped-def]
+    """x, y, out: [tokens, hidden]. ``x`` is changed; ``out`` gets x / sqrt(mean(x²) + eps) · weight."""
+    U, f32 = np.uint64, np.float32
+    hidden = U(x.shape[1])
+    for row in range(U(x.shape[0])):
+        total = f32(0)
+        for i in range(hidden):
+            value = x[row, i] + y[row, i]
+            x[row, i] = value
+            total += value * value
+        factor = f32(1) / np.sqrt(total / f32(hidden) + f32(eps))
+        for i in range(hidden):
+            out[row, i] = x[row, i] * factor * weight[i]
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def rotate_and_store(qkv, cos, sin, slots, num_heads, keys, values):  # type: ignore[no-untyped-def]
+    """qkv: [tokens, (num_heads + 2 · num_kv_heads) · head_dim]; its queries are turned in place.
+
+    cos, sin: [tokens, head_dim], the sine negative in the first half (labsupport.lm.model.rotate).
+    slots: [tokens], block · block_size + place in it. keys, values: [blocks, num_kv_heads, block_size, head_dim].
+    """
+    U = np.uint64
+    heads, kv_heads, block_size, head_dim = U(num_heads), U(keys.shape[1]), U(keys.shape[2]), U(keys.shape[3])
+    half = head_dim // U(2)
+    for token in range(U(qkv.shape[0])):
+        slot = U(slots[token])
+        block, place = slot // block_size, slot % block_size
+        for head in range(heads):
+            first = head * head_dim
+            for i in range(half):
+                a, b = qkv[token, first + i], qkv[token, first + half + i]
+                qkv[token, first + i] = a * cos[token, i] + b * sin[token, i]
+                qkv[token, first + half + i] = b * cos[token, half + i] + a * sin[token, half + i]
+        for head in range(kv_heads):
+            key, value = (heads + head) * head_dim, (heads + kv_heads + head) * head_dim
+            for i in range(half):
+                a, b = qkv[token, key + i], qkv[token, key + half + i]
+                keys[block, head, place, i] = a * cos[token, i] + b * sin[token, i]
+                keys[block, head, place, half + i] = b * cos[token, half + i] + a * sin[token, half + i]
+            for i in range(head_dim):
+                values[block, head, place, i] = qkv[token, value + i]
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def decode_attention(query, keys, values, tables, lengths, out, first, last):  # type: ignore[no-untyped-def]
+    """Sequences first .. last. query, out: [sequences, num_heads · head_dim]; tables: [sequences, blocks]."""
+    U, f32 = np.uint64, np.float32
+    kv_heads, block_size, head_dim = U(keys.shape[1]), U(keys.shape[2]), U(keys.shape[3])
+    group = U(query.shape[1]) // (kv_heads * head_dim)
+    scale = f32(1) / np.sqrt(f32(head_dim))
+    weights = np.empty((group, U(tables.shape[1]) * block_size), np.float32)
+    powers = np.empty(weights.shape[1], np.int32)
+    for row in range(U(first), U(last)):
+        length = U(lengths[row])
+        for head in range(kv_heads):
+            start = head * group * head_dim
+            for index in range((length + block_size - U(1)) // block_size):
+                block, begin = U(tables[row, index]), index * block_size
+                count = min(block_size, length - begin)
+                for g in range(group):
+                    q = start + g * head_dim
+                    for t in range(U(0), count - count % U(4), U(4)):  # four keys share each load of the query
+                        score0, score1, score2, score3 = f32(0), f32(0), f32(0), f32(0)
+                        for i in range(head_dim):
+                            score0 += query[row, q + i] * keys[block, head, t, i]
+                            score1 += query[row, q + i] * keys[block, head, t + U(1), i]
+                            score2 += query[row, q + i] * keys[block, head, t + U(2), i]
+                            score3 += query[row, q + i] * keys[block, head, t + U(3), i]
+                        weights[g, begin + t], weights[g, begin + t + U(1)] = score0 * scale, score1 * scale
+                        weights[g, begin + t + U(2)], weights[g, begin + t + U(3)] = score2 * scale, score3 * scale
+                    for t in range(count - count % U(4), count):
+                        score0 = f32(0)
+                        for i in range(head_dim):
+                            score0 += query[row, q + i] * keys[block, head, t, i]
+                        weights[g, begin + t] = score0 * scale
+            for g in range(group):
+                _softmax(weights[g], powers, length)
+            for i in range(group * head_dim):
+                out[row, start + i] = f32(0)
+            for index in range((length + block_size - U(1)) // block_size):
+                block, begin = U(tables[row, index]), index * block_size
+                count = min(block_size, length - begin)
+                for g in range(group):
+                    o = start + g * head_dim
+                    for t in range(U(0), count - count % U(4), U(4)):
+                        weight0, weight1 = weights[g, begin + t], weights[g, begin + t + U(1)]
+                        weight2, weight3 = weights[g, begin + t + U(2)], weights[g, begin + t + U(3)]
+                        for i in range(head_dim):
+                            out[row, o + i] += (
+                                weight0 * values[block, head, t, i] + weight1 * values[block, head, t + U(1), i]
+                                + weight2 * values[block, head, t + U(2), i] + weight3 * values[block, head, t + U(3), i]
+                            )  # fmt: skip
+                    for t in range(count - count % U(4), count):
+                        for i in range(head_dim):
+                            out[row, o + i] += weights[g, begin + t] * values[block, head, t, i]
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def _softmax(scores, powers, length):  # type: ignore[no-untyped-def]
+    """In place, of the first ``length``. exp(x) = 2**n · 2**f with f in ±1/2, in a form that the vectoriser takes.
+
+    2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for them.
+    """
+    f32, i32 = np.float32, np.int32
+    largest = f32(-np.inf)
+    for token in range(length):
+        largest = max(largest, scores[token])
+    for token in range(length):
+        x = max((scores[token] - largest) * f32(1.4426950408889634), f32(-126))
+        n = np.floor(x + f32(0.5))
+        y = (x - n) * f32(0.6931471805599453)
+        series = f32(1 / 24) + y * (f32(1 / 120) + y * f32(1 / 720))
+        series = f32(1) + y * (f32(1) + y * (f32(0.5) + y * (f32(1 / 6) + y * series)))
+        scores[token] = series
+        powers[token] = (i32(n) + i32(127)) << i32(23)
+    two_to_the_n = powers.view(np.float32)
+    total = f32(0)
+    for token in range(length):
+        scores[token] *= two_to_the_n[token]
+        total += scores[token]
+    for token in range(length):
+        scores[token] /= total
