@@ -7,17 +7,24 @@ decode reads keys and values through their block tables, where they lie.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from labsupport.inference.merged import merge
 from labsupport.inference.packed import PackedBatch
 from labsupport.lm import Llama
 from labsupport.quantization.kernels import has_numba
+from labsupport.quantization.linear import IntegerLinear
+
+if has_numba():
+    from labsupport.inference.numba_ops import add_and_norm, decode_attention, rotate_and_store
+    from labsupport.quantization.numba_kernels import in_threads
 
 
 class FusedLlama:
@@ -30,6 +37,7 @@ class FusedLlama:
     def __init__(self, model: Llama, pack: bool = False) -> None:
         self.model = model
         self.layers = [_FusedLayer(layer, pack) for layer in model.layers]
+        self.norm = model.norm.weight.detach().numpy()
         self.lm_head = merge([model.lm_head], pack)
 
     @staticmethod
@@ -39,20 +47,18 @@ class FusedLlama:
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
         """What ``lm_head`` reads, for all tokens of the batch."""
-        from labsupport.inference.numba_ops import add_and_norm
-
         model, eps = self.model, self.model.config.rms_norm_eps
         x, (cos, sin) = model.embed(batch.tokens, batch)
-        x, rotary = x[0], (cos[0, 0].numpy(), sin[0, 0].numpy())
-        delta, normed = torch.zeros_like(x), torch.empty_like(x)
-        residual, out = x.numpy(), normed.numpy()
+        attention = _Attention(batch, model.config.num_heads, cos[0, 0].numpy(), sin[0, 0].numpy())
+        normed = torch.empty_like(x[0])
+        residual, delta, out = x[0].numpy(), torch.zeros_like(normed), normed.numpy()
         for index, layer in enumerate(self.layers):
             add_and_norm(residual, delta.numpy(), layer.attention_norm, eps, out)
-            delta = layer.output(attend(batch, index, layer.qkv(normed), rotary))
+            delta = layer.output(attention(index, layer.qkv(normed)))
             add_and_norm(residual, delta.numpy(), layer.mlp_norm, eps, out)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
             delta = layer.down(F.silu(gate).mul_(up))
-        add_and_norm(residual, delta.numpy(), model.norm.weight.detach().numpy(), eps, out)
+        add_and_norm(residual, delta.numpy(), self.norm, eps, out)
         batch.advance(batch.tokens.shape[1])
         return normed
 
@@ -61,39 +67,44 @@ class _FusedLayer:
     def __init__(self, layer: Any, pack: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.attention_norm = layer.input_layernorm.weight.detach().numpy()
-        self.qkv = merge([attention.q_proj, attention.k_proj, attention.v_proj], pack)
-        self.output = merge([attention.o_proj], pack)
+        self.qkv = _function(merge([attention.q_proj, attention.k_proj, attention.v_proj], pack))
+        self.output = _function(merge([attention.o_proj], pack))
         self.mlp_norm = layer.post_attention_layernorm.weight.detach().numpy()
-        self.gate_up = merge([mlp.gate_proj, mlp.up_proj], pack)
-        self.down = merge([mlp.down_proj], pack)
+        self.gate_up = _function(merge([mlp.gate_proj, mlp.up_proj], pack))
+        self.down = _function(merge([mlp.down_proj], pack))
 
 
-def attend(
-    batch: PackedBatch, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"], rotary: Any
-) -> Float[Tensor, "tokens num_heads*head_dim"]:
-    """Rotate, store, and attend: each token to its own sequence."""
-    from labsupport.inference.numba_ops import decode_attention, rotate_and_store
-    from labsupport.quantization.numba_kernels import in_threads
+class _Attention:
+    """Rotate, store, and attend: each token to its own sequence. What all layers share is worked out once."""
 
-    key_blocks, value_blocks = batch.cache.blocks[layer_index]
-    num_kv_heads, _, head_dim = key_blocks.shape[1:]
-    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    keys, values = key_blocks.numpy(), value_blocks.numpy()
-    rotate_and_store(qkv.numpy(), *rotary, batch.slots, num_heads, keys, values)
-    query = qkv[:, : num_heads * head_dim]
-    context = torch.empty(query.shape)
-    decodes = len(batch.lengths)
-    if decodes:
-        arrays = (query.numpy(), keys, values, batch.tables, batch.lengths, context.numpy())
-        in_threads(decode_attention, arrays, decodes, 2 * int(batch.lengths.sum()) * num_heads * head_dim)
-    for chunk in batch.chunks:
-        own = query[chunk.start : chunk.end].view(1, -1, num_heads, head_dim).transpose(1, 2)
-        held = [
-            blocks[chunk.table].transpose(0, 1).flatten(1, 2)[None, :, : chunk.length]
-            for blocks in (key_blocks, value_blocks)
-        ]
-        attended = F.scaled_dot_product_attention(
-            own, *held, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
-        )
-        context[chunk.start : chunk.end] = attended[0].transpose(0, 1).flatten(1)
-    return context
+    def __init__(self, batch: PackedBatch, num_heads: int, cos: np.ndarray, sin: np.ndarray) -> None:
+        self.cache, self.num_heads, self.width = batch.cache, num_heads, num_heads * batch.cache.head_dim
+        self.cos, self.sin, self.slots = cos, sin, batch.slots
+        self.tables, self.lengths, self.chunks = batch.tables, batch.lengths, batch.chunks
+        self.work = 2 * int(self.lengths.sum()) * self.width
+
+    def __call__(
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+    ) -> Float[Tensor, "tokens num_heads*head_dim"]:
+        blocks = self.cache.blocks[layer_index]
+        keys, values = blocks.numpy()
+        rows = qkv.numpy()
+        rotate_and_store(rows, self.cos, self.sin, self.slots, self.num_heads, keys, values)
+        context = torch.empty(len(qkv), self.width)
+        if len(self.lengths):
+            arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
+            in_threads(decode_attention, arrays, len(self.lengths), self.work)
+        for chunk in self.chunks:
+            new = slice(chunk.start, chunk.end)
+            query = qkv[new, : self.width].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)[:, None, :, : chunk.length]
+            attended = F.scaled_dot_product_attention(
+                query[None], key, value, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
+            )
+            context[new] = attended[0].transpose(0, 1).flatten(1)
+        return context
+
+
+def _function(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Without what a module does around its forward: at batch 1 that takes as long as the matmul."""
+    return linear._matmul if isinstance(linear, IntegerLinear) and linear.bias is None else linear.forward

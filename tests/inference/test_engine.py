@@ -299,24 +299,28 @@ def test_e71_nothing_is_left_after_an_exception(
     fused: bool | None,
 ) -> None:
     engine, calls = LLMEngine(lm, max_num_seqs=4, max_num_batched_tokens=64, fused=fused), 0
-    if engine._fused is None:
-        layers, head = [layer.mlp for layer in lm.model.layers], lm.model.lm_head
-    else:
-        layers, head = [layer.down for layer in engine._fused.layers], engine._fused.lm_head  # type: ignore[misc]
-    module: dict[str, Any] = {"first layer": layers[0], "last layer": layers[-1], "head": head}
+    places: dict[str, tuple[Any, str]] = {
+        "first layer": (lm.model.layers[0].mlp, "forward"),
+        "last layer": (lm.model.layers[-1].mlp, "forward"),
+        "head": (lm.model.lm_head, "forward"),
+    }
+    if engine._fused is not None:
+        layers = engine._fused.layers
+        places = {"first layer": (layers[0], "down"), "last layer": (layers[-1], "down"), "head": (engine._fused, "lm_head")}
+    owner, name = places[fails_in]
+    function = getattr(owner, name)
 
-    def fail(*_: Any) -> None:
+    def fail(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise RuntimeError("out of memory")
+        return function(*arguments)
 
-    handle = module[fails_in].register_forward_pre_hook(fail)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.generate(prompts, greedy())
-    finally:
-        handle.remove()
     assert engine.step() == [] and engine.stats().num_requests_waiting == 0
     assert tokens(engine.generate(prompts[:2], greedy())) == reference[:2], "stale requests, or a broken cache"
     check_empty(engine)
