@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labsupport import __version__
+from labsupport.grading import commands as grading_commands
+from labsupport.serving import commands as serving_commands
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -204,6 +206,9 @@ def _errors_as_one_line() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
+
+grading_commands.register(app)
+serving_commands.register(app)
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from labsupport import COURSE_URL, __version__
 State = Literal["ok", "note", "missing"]  # note: something optional is absent; missing: a chapter cannot run
 
 PACKAGE = Path(__file__).parent
-CHAPTERS = 3  # notebooks that exist; a test counts them
+CHAPTERS = 4  # notebooks that exist; a test counts them
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM_APPS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",

@@ -77,6 +77,7 @@ def test_imports_point_one_way(root: Path) -> None:
         "distillation": {"lm", "quantization", "pruning", "distillation"},
         "kvcache": {"lm", "quantization", "kvcache"},
         "inference": {"lm", "quantization", "kvcache", "inference"},
+        "serving": {"lm", "quantization", "pruning", "distillation", "kvcache", "inference", "serving"},
     }
     algorithms = set(allowed)
     allowed |= {name: algorithms | {name} for name in ("widgets", "checks")}

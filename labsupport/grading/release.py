@@ -10,8 +10,9 @@ What becomes of a cell goes by its tags:
 - `solution`: left out.
 - anything else: kept without outputs; a solution marker in it stops the release.
 
-Cell ids and metadata (nbgrader's, say) are kept, except what editors write on each run. The same solutions give the
-same bytes.
+Cell ids and metadata are kept, except what editors write on each run. nbgrader's metadata follows from the tags and the
+points of the checks; where a solution's own is out of date it is written there too, and nothing else of it is touched.
+The same solutions give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import nbformat
+
+from labsupport.grading.nbgrader_metadata import annotate, check_points
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "raise NotImplementedError"
@@ -58,14 +61,16 @@ class ReleaseReport:
     unchanged: list[str] = field(default_factory=list)
     stale: dict[str, list[str]] = field(default_factory=dict)  # with check: name -> what differs
     orphans: list[str] = field(default_factory=list)  # in exercises/ with no solution; never deleted
+    annotated: list[str] = field(default_factory=list)  # solutions whose metadata for nbgrader was out of date
 
     @property
     def in_step(self) -> bool:
-        """The exercises are what the solutions give."""
+        """The exercises are what the solutions give, and the solutions carry the points of their checks."""
         return not self.stale and not self.orphans
 
     def __str__(self) -> str:
-        lines = [f"written    {name}" for name in self.written] + [f"unchanged  {name}" for name in self.unchanged]
+        lines = [f"annotated  {name}: nbgrader's metadata in the solution" for name in self.annotated]
+        lines += [f"written    {name}" for name in self.written] + [f"unchanged  {name}" for name in self.unchanged]
         for name, differences in self.stale.items():
             lines += [f"stale      {name}", *(f"           {text}" for text in differences)]
         lines += [f"orphan     {name}: there is no solution of this name" for name in self.orphans]
@@ -85,16 +90,27 @@ def release(course_dir: Path | str, check: bool = False) -> ReleaseReport:
     solutions = sorted((course_dir / "solutions").glob("*.ipynb"))
     if not solutions:
         raise FileNotFoundError(f"course_dir must hold solutions/*.ipynb, got {course_dir}")
-    stubs = {path.name: to_text(make_exercise(_read_solution(path), path.name)) for path in solutions}
+    report = ReleaseReport()
+    originals = {path: _read_solution(path) for path in solutions}
+    for path, notebook in originals.items():
+        if _annotate(notebook, path):
+            report.annotated.append(path.name)
+    stubs = {path.name: to_text(make_exercise(notebook, path.name)) for path, notebook in originals.items()}
     exercises = course_dir / "exercises"
-    report = ReleaseReport(orphans=sorted(path.name for path in exercises.glob("*.ipynb") if path.name not in stubs))
+    report.orphans = sorted(path.name for path in exercises.glob("*.ipynb") if path.name not in stubs)
+    for path, notebook in originals.items():
+        if path.name in report.annotated:
+            if check:
+                report.stale[path.name] = ["the solution's metadata for nbgrader is out of date"]
+            else:
+                write_atomically(path, to_text(notebook))
     for name, text in stubs.items():
         target = exercises / name
         present = target.read_bytes() if target.exists() else None
         if present == text.encode():
             report.unchanged.append(name)
         elif check:
-            report.stale[name] = compare(present, text)
+            report.stale[name] = report.stale.get(name, []) + compare(present, text)
         else:
             write_atomically(target, text)
             report.written.append(name)
@@ -212,13 +228,13 @@ def to_text(notebook: Notebook) -> str:
     return nbformat.writes(notebook, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` in one step: whoever reads it sees the old file or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` in one step: whoever reads it sees the old file or the new one. Text is written as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
     except BaseException:
@@ -235,6 +251,16 @@ def _read_solution(path: Path) -> Notebook:
     if None in ids or len(set(ids)) < len(ids):
         raise ValueError(f"{path.name}: every cell must have an id of its own (nbformat 4.5), got {ids}")
     return read_notebook(path)
+
+
+def _annotate(notebook: Notebook, path: Path) -> bool:
+    points = check_points(path.stem)
+    if points is None:
+        return False  # a course of someone else's: their metadata stays as it is
+    try:
+        return annotate(notebook, points)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _joined(outputs: list[Any]) -> list[Any]:

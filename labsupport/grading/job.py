@@ -1,0 +1,227 @@
+"""One submission to grade: all that a worker needs (`Job`), and the grading of it (`grade_one`)."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from labsupport import __version__
+from labsupport.checks import Check, Exercise, Verdict, exercise
+from labsupport.checks.plain import decode, encode
+from labsupport.grading.notebook import InvalidNotebook, Submission, read_submission
+from labsupport.grading.results import CheckResult, Row, fingerprint, one_line
+from labsupport.grading.sandbox import Limits
+from labsupport.grading.warm import Outcome, SandboxError, WarmProcess
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plain data, so that it can be sent to another machine."""
+
+    student: str
+    exercise: str
+    data: bytes  # the notebook as handed in
+    pristine: bytes  # the exercise as released
+    seed: int
+    timeout: float = 60.0
+    unsafe_no_sandbox: bool = False
+    hidden: tuple[str, ...] = ()  # folders that the sandbox must not show: the course, submissions, grades
+
+
+def grade_one(job: Job) -> Row:
+    """Grade one submission in a sandbox. Never raises for anything that a student can do.
+
+    Raises:
+        SandboxError: no isolation works on this machine (see `warm.WarmProcess`).
+    """
+    graded = exercise(job.exercise)
+    blank = Row(
+        job.student, job.exercise, 0, graded.points, "error", "",
+        seed_fingerprint=fingerprint(job.seed), version=__version__, digest=digest(job.data),
+        exercise_digest=digest(job.pristine),
+    )  # fmt: skip
+    try:
+        submission = read_submission(job.data, job.pristine)
+    except InvalidNotebook as problem:
+        message = one_line(f"not a notebook that can be graded: {problem}")
+        return replace(blank, status="invalid notebook", message=message, checks=_no_points(graded, message))
+    blank = replace(blank, notes=submission.notes, answers=submission.answers)
+    if not submission.attempted:
+        message = "not attempted yet: the answer cells are as they were given out"
+        return replace(blank, status="not attempted", message=message, checks=_no_points(graded, message, False))
+    warm = warm_process(job.hidden, job.unsafe_no_sandbox)
+    try:
+        run = _Run(warm, job, graded, submission)
+    except SandboxError as problem:
+        message = one_line(f"the grader's sandbox failed, the submission was not graded: {problem}")
+        return replace(blank, message=message, isolation=warm.level, checks=_no_points(graded, message))
+    return run.row(blank)
+
+
+def digest(data: bytes) -> str:
+    """Of a notebook, byte by byte."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def is_current(row: Row, job: Job) -> bool:
+    """Whether grading ``job`` again would tell nothing new."""
+    wanted = (digest(job.data), digest(job.pristine), fingerprint(job.seed), __version__)
+    return (row.digest, row.exercise_digest, row.seed_fingerprint, row.version) == wanted and row.status != "error"
+
+
+class _Run:
+    """The runs of one submission: one as a rule, one more for each that was cut short in the middle of a check."""
+
+    def __init__(self, warm: WarmProcess, job: Job, graded: Exercise, submission: Submission) -> None:
+        self.graded, self.submission, self.level = graded, submission, warm.level
+        self.values: dict[int, bytes] = {}
+        self.failures: dict[int, tuple[str, str]] = {}  # index of a check -> status, why
+        self.cell_errors: dict[str, str] = {}
+        self.seconds = self.cpu_seconds = self.memory_bytes = 0.0
+        encoded, self.inputs = _draw(job.exercise, job.seed)
+        left = list(range(len(graded.checks)))
+        while left and self.seconds < job.timeout:
+            seconds = job.timeout - self.seconds
+            limits = Limits(seconds=seconds, seconds_a_step=min(seconds, max(job.timeout / 3, 1.0)))
+            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits)
+            left = self._take(outcome, left)
+        for index in left:
+            self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
+
+    def _take(self, outcome: Outcome, wanted: list[int]) -> list[int]:
+        """Note what came of the checks; those that a fresh run may still get to are returned."""
+        self.seconds += outcome.seconds
+        self.cpu_seconds += outcome.cpu_seconds
+        self.memory_bytes = max(self.memory_bytes, outcome.memory_bytes)
+        for position, error in outcome.cells.items():
+            if error is not None and position < len(self.submission.cells):
+                self.cell_errors[self.submission.cells[position][0]] = one_line(error, 200)
+        for index in wanted:
+            if index in outcome.values:
+                self.values[index] = outcome.values[index]
+            elif index in outcome.failures:
+                self.failures[index] = _failure_of(outcome.failures[index])
+        left = [index for index in wanted if index not in self.values and index not in self.failures]
+        if outcome.done and not outcome.ended:  # it says so; what it did not send, it has not
+            for index in left:
+                self.failures[index] = ("exited", "your code kept it from running")
+            return []
+        reached = [index for index in left if index in outcome.started]
+        cause = _cause(outcome)
+        if not reached:  # a cell of the notebook ended it: so it would again
+            self.failures |= dict.fromkeys(left, (cause[0], f"{cause[1]} while its cells ran"))
+            return []
+        self.failures[reached[0]] = cause
+        return [index for index in left if index != reached[0]]
+
+    def row(self, blank: Row) -> Row:
+        results = tuple(self._result(index, check) for index, check in enumerate(self.graded.checks))
+        score = sum(result.points for result in results)
+        failed = [result for result in results if not result.passed]
+        if not failed:
+            status, message = "ok", f"all {len(results)} checks hold"
+        elif not any(result.attempted for result in results) and not self.cell_errors:
+            status, message = "not attempted", failed[0].message
+        else:
+            status, message = self._status(failed), self._message(failed)
+        return replace(
+            blank, score=score, status=status, message=message, checks=results, isolation=self.level,
+            seconds=round(self.seconds, 3), cpu_seconds=round(self.cpu_seconds, 3),
+            memory_mb=round(self.memory_bytes / 2**20, 1),
+        )  # fmt: skip
+
+    def _result(self, index: int, check: Check) -> CheckResult:
+        if index in self.values:
+            verdict = _judge(check, self.inputs[index], self.values[index])
+        else:
+            verdict = Verdict(False, f"✗ {check.name} (0 of {check.points} points): {self.failures[index][1]}", 0)
+        message = one_line(verdict.message)
+        attempted = verdict.attempted
+        if not attempted and self.cell_errors and "there is no function" in message:
+            error = "; ".join(f"cell {cell} ended with {error}" for cell, error in self.cell_errors.items())
+            message, attempted = one_line(f"{message}; {error}"), True
+        return CheckResult(check.name, verdict.points, check.points, verdict.passed, message, attempted)
+
+    def _status(self, failed: list[CheckResult]) -> str:
+        found = [status for status, _ in self.failures.values()]
+        out_of_memory = ("MemoryError", "can't allocate memory", "not enough memory")
+        if any(text in result.message for result in failed for text in out_of_memory):
+            found.append("memory")
+        return next((s for s in ("timeout", "memory", "exited", "output limit") if s in found), "failed")
+
+    def _message(self, failed: list[CheckResult]) -> str:
+        attempted = [result for result in failed if result.attempted]
+        return (attempted or failed)[0].message
+
+
+def _judge(check: Check, inputs: Mapping[str, Any], data: bytes) -> Verdict:
+    """The verdict, out here, on values that nobody vouches for."""
+    try:
+        values = decode(data)
+    except (ValueError, MemoryError):
+        return Verdict(False, f"✗ {check.name} (0 of {check.points} points): what your code returned cannot be read", 0)
+    return check.verdict(inputs, values)
+
+
+def _failure_of(why: str) -> tuple[str, str]:
+    return ("memory" if "MemoryError" in why else "failed"), one_line(why, 200)
+
+
+def _cause(outcome: Outcome) -> tuple[str, str]:
+    """Status and reason of a run that was cut short."""
+    if outcome.ended:
+        return {
+            "timeout": ("timeout", "your code took too long"),
+            "memory": ("memory", "your code took too much memory"),
+            "output": ("output limit", "your code printed too much"),
+            "result": ("output limit", "your code sent too much"),
+            "disk": ("output limit", "your code wrote too many bytes to the disk"),
+            "processes": ("memory", "your code started too many processes"),
+        }[outcome.ended]
+    if outcome.exit_code < 0:
+        return "exited", f"your code ended its own process (signal {-outcome.exit_code})"
+    return "exited", f"your code ended its own process (exit code {outcome.exit_code})"
+
+
+def _no_points(graded: Exercise, why: str, attempted: bool = True) -> tuple[CheckResult, ...]:
+    return tuple(
+        CheckResult(
+            check.name, 0, check.points, False, f"✗ {check.name} (0 of {check.points} points): {why}", attempted
+        )
+        for check in graded.checks
+    )
+
+
+@lru_cache(maxsize=32)
+def _draw(name: str, seed: int) -> tuple[dict[int, bytes], dict[int, dict[str, Any]]]:
+    """Inputs of every check: as sent into the sandbox, and whole. `Check.verdict` does not change them."""
+    drawn = {index: check.inputs(seed) for index, check in enumerate(exercise(name).checks)}
+    shown = {index: {k: v for k, v in inputs.items() if not k.startswith("_")} for index, inputs in drawn.items()}
+    return {index: encode(inputs) for index, inputs in shown.items()}, drawn
+
+
+# One warm process a process that grades: importing torch takes longer than grading a submission.
+_warm: dict[tuple[tuple[str, ...], bool], WarmProcess] = {}
+_warm_lock = threading.Lock()
+
+
+def warm_process(hidden: tuple[str, ...] = (), unsafe_no_sandbox: bool = False) -> WarmProcess:
+    """This process's warm process, started when it is first asked for; it ends with this one."""
+    with _warm_lock:
+        key = (hidden, unsafe_no_sandbox)
+        if key not in _warm:
+            _warm[key] = WarmProcess(hidden, unsafe_no_sandbox)
+        return _warm[key]
+
+
+@atexit.register
+def close_warm_processes() -> None:
+    """End them; the next job starts a new one."""
+    with _warm_lock:
+        while _warm:
+            _warm.popitem()[1].close()

@@ -1,0 +1,116 @@
+"""What grading found: one row a student and exercise, and the folder that keeps the rows.
+
+A row is written as soon as it is known, to ``GRADES/results/<student>/<exercise>.json``, in one step: whoever reads it
+sees the old row or the new one. Grading that was interrupted reads them, and grades only what is missing or changed.
+These files hold more than a student may see (the seed's fingerprint); feedback is made from them by `report`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labsupport.grading.release import write_atomically
+
+STATUSES = (
+    "ok",  # full marks
+    "failed",  # the answer ran and at least one check does not hold
+    "not attempted",  # the answer cells still hold the stubs
+    "timeout",
+    "memory",
+    "exited",  # the code ended its own process, or crashed it
+    "output limit",
+    "invalid notebook",
+    "error",  # the grader's own failure, never the student's
+)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check of one row. `message` is one line, made of nothing that the student may not see."""
+
+    name: str
+    points: float
+    max_points: float
+    passed: bool
+    message: str
+    attempted: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    student: str
+    exercise: str
+    score: float
+    max_score: float
+    status: str  # one of STATUSES
+    message: str  # one line: the first thing that went wrong, or what holds
+    checks: tuple[CheckResult, ...] = ()
+    notes: tuple[str, ...] = ()  # about the notebook as handed in: duplicated cells, added cells that were used, ...
+    seconds: float = 0.0  # wall clock in the sandbox
+    cpu_seconds: float = 0.0
+    memory_mb: float = 0.0  # peak resident memory, torch's own 250 MB included
+    isolation: str = ""  # "namespaces", "landlock" or "none"; "" where no code ran
+    digest: str = ""  # of the file as handed in
+    exercise_digest: str = ""  # of the exercise as given out
+    seed_fingerprint: str = ""
+    version: str = ""  # of labsupport
+    answers: dict[str, str] = field(default_factory=dict)  # cell id -> source, for similarity and feedback
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status must be one of {STATUSES}, got {self.status!r}")
+
+
+class Results:
+    """The rows under ``GRADES/results``."""
+
+    def __init__(self, out: Path | str) -> None:
+        self.folder = Path(out) / "results"
+
+    def path(self, student: str, exercise: str) -> Path:
+        return self.folder / file_name(student) / f"{file_name(exercise)}.json"
+
+    def save(self, row: Row) -> None:
+        write_atomically(self.path(row.student, row.exercise), json.dumps(asdict(row), indent=1, ensure_ascii=True))
+
+    def load(self, student: str, exercise: str) -> Row | None:
+        """None if there is no row, or none that can be read: then it is graded again."""
+        return _read(self.path(student, exercise))
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows, by student and exercise."""
+        rows = (_read(path) for path in self.folder.glob("*/*.json"))
+        return iter(sorted((row for row in rows if row), key=lambda row: (row.student, row.exercise)))
+
+
+def file_name(name: str) -> str:
+    """``name`` as one path component: itself where it is harmless, else its harmless part and a hash."""
+    if re.fullmatch(r"[\w@+-][\w@+. -]{0,79}", name) and not name.endswith((" ", ".")):
+        return name
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40].strip('-')}~{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:12]}"
+
+
+def fingerprint(seed: int) -> str:
+    """Says whether two rows were graded with one seed, without saying with which."""
+    return hashlib.sha256(f"labsupport seed {seed}".encode()).hexdigest()[:12]
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """``text`` without line breaks and control characters, cut at ``limit``."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+
+
+def _read(path: Path) -> Row | None:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        checks = tuple(CheckResult(**check) for check in data.pop("checks"))
+        return replace(Row(**data), checks=checks, notes=tuple(data["notes"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

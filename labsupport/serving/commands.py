@@ -1,0 +1,185 @@
+"""The commands `labsupport serve` and `loadtest` (the others: stack_commands.py). Imports happen when they run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from labsupport.serving import stack_commands
+
+if TYPE_CHECKING:
+    from labsupport.lm import LanguageModel
+
+
+class Quantization(StrEnum):
+    rtn = "rtn"
+    gptq = "gptq"
+    awq = "awq"
+    int8_dynamic = "int8_dynamic"
+    int8_static = "int8_static"
+
+
+class Engine(StrEnum):
+    labsupport = "labsupport"
+    vllm = "vllm"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `labsupport`."""
+    app.command()(serve)
+    app.command()(loadtest)
+    stack_commands.register(app)
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="tiny, smollm2-135m, or a folder with a Hugging Face Llama.")] = "tiny",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Compress the weights first, with the course's calibration text.")
+    ] = None,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits a weight, for rtn, gptq and awq.")] = 4,
+    group_size: Annotated[int, typer.Option(min=1, help="Weights that share a scale.")] = 64,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that run at a time.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more is answered 429.")] = 64,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens in a block of the KV cache.")] = 16,
+    num_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; else by free memory.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="One API key a line; else everybody may come.")] = None,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="What runs may finish for so long on SIGTERM.")] = 30.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; else torch decides.")] = None,
+    engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and takes a model of its own.")] = (
+        Engine.labsupport
+    ),
+) -> None:
+    """Serve a model with OpenAI's API. Ends on SIGTERM or Ctrl-C, once what runs is finished."""
+    from labsupport.cli import _errors_as_one_line
+
+    with _errors_as_one_line():
+        from labsupport.serving.api import create_app
+        from labsupport.serving.backend import Backend
+        from labsupport.serving.engine_thread import EngineThread
+        from labsupport.serving.logs import configure_logs
+        from labsupport.serving.server import run
+
+        keys = read_keys(api_key_file)
+        backend: Backend
+        if engine is Engine.vllm:
+            from labsupport.serving.vllm_backend import VLLMBackend
+
+            if quantization is not None:
+                raise ValueError("--quantization is of the course's engine: name a model that is compressed already")
+            backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len)
+        else:
+            import torch
+
+            from labsupport.inference import LLMEngine
+            from labsupport.lm import ModelNotAvailable
+
+            if threads is not None:
+                torch.set_num_threads(threads)
+            try:
+                lm = load(model, quantization, bits, group_size)
+            except ModelNotAvailable as error:
+                raise ValueError(str(error)) from error
+            llm = LLMEngine(lm, max_num_seqs, block_size, num_blocks, max_model_len=max_model_len)
+            backend = EngineThread.of(llm, max_waiting)
+            cache = f"{llm.cache.num_blocks} blocks of {block_size} tokens"
+            typer.echo(f"KV cache of {cache}; {max_num_seqs} requests at a time, {max_waiting} waiting")
+        app = create_app(backend, api_keys=keys, drain_seconds=drain_seconds)
+        configure_logs()
+        run(app, host, port, drain_seconds, lambda url: typer.echo(f"serving {backend.model_name} at {url}/v1"))
+        typer.echo("stopped")
+
+
+def loadtest(
+    url: Annotated[str, typer.Argument(help="Of the server, such as http://127.0.0.1:8000")],
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="Open loop: requests a second, at random (Poisson) times.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Closed loop: so many clients, each sends when it has its answer.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help='Lines of JSON: {"at": seconds, "prompt": "...", "max_tokens": 32}.')
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="How many, without a trace.")] = 100,
+    prompt_chars: Annotated[str, typer.Option(help="Length of prompts: 64, or uniform:16:256, or lognormal:64:0.5")] = (
+        "uniform:32:256"
+    ),
+    output_tokens: Annotated[str, typer.Option(help="Length of answers, in the same way.")] = "uniform:8:64",
+    ignore_eos: Annotated[bool, typer.Option(help="Answers of exactly that length, where the server knows how.")] = (
+        False
+    ),
+    model: Annotated[str | None, typer.Option(help="Else the first one that the server has.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Its first line is the API key to send.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request counts as failed.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and latency.png.")] = None,
+) -> None:
+    """Load a server and say how it did: latencies count from when a request was due, not from when it could be sent."""
+    import asyncio
+
+    from labsupport.cli import _errors_as_one_line
+
+    with _errors_as_one_line():
+        from labsupport.serving.loadtest import run_load
+        from labsupport.serving.loadtest_report import Report, write_report
+        from labsupport.serving.workload import plan_requests, read_trace
+
+        if trace is not None:
+            if rate is not None or concurrency is not None:
+                raise ValueError("--trace has its own times: leave --rate and --concurrency out")
+            plan = read_trace(trace)
+        else:
+            if rate is None and concurrency is None:
+                raise ValueError("give --rate (open loop), --concurrency (closed loop), both, or --trace")
+            plan = plan_requests(requests, rate, prompt_chars, output_tokens, seed)
+        keys = read_keys(api_key_file)
+        results = asyncio.run(
+            run_load(url, plan, concurrency, model, keys[0] if keys else None, timeout, ignore_eos, progress=True)
+        )
+        report = Report.of(results)
+        typer.echo(str(report))
+        if out is not None:
+            for path in write_report(report, results, out):
+                typer.echo(f"written: {path}")
+        if not report.succeeded:
+            raise typer.Exit(1)
+
+
+def load(model: str, quantization: Quantization | None, bits: int, group_size: int) -> LanguageModel:
+    """The model, compressed if wanted. What is loaded is printed."""
+    from dataclasses import replace
+
+    import torch
+
+    from labsupport.lm import corpus, load_lm
+    from labsupport.quantization import quantize_model
+
+    lm = load_lm(model)
+    if quantization is None:
+        return lm
+    tokens = torch.tensor(lm.tokenizer.encode(corpus("calibration")), dtype=torch.int64)
+    windows = [window for window in tokens.split(512)[:16] if len(window) == 512]
+    small = quantize_model(lm.model, windows, quantization.value, bits, group_size)
+    typer.echo(str(small.quantization_report))
+    return replace(lm, model=small, precision=f"{quantization.value}, from {lm.precision}")  # type: ignore[arg-type]
+
+
+def read_keys(path: Path | None) -> list[str]:
+    """The keys of a file, a line each; blank lines and lines that begin with # are left out.
+
+    Raises:
+        ValueError: it holds none: a server that then let everybody in would be a surprise.
+    """
+    if path is None:
+        return []
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"--api-key-file must hold at least one key; {path.name} holds none")
+    return keys

@@ -1,0 +1,93 @@
+"""Running an app by uvicorn, with an end that is no accident.
+
+On SIGTERM or Ctrl-C the server stops listening, lets running requests finish for as long as it may, cancels the rest,
+stops the engine and ends with status 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+_LAST_SECONDS = 5  # for answers that are written when draining ends
+
+
+def run(
+    app: FastAPI, host: str, port: int, drain_seconds: float = 30.0, listening: Callable[[str], object] = print
+) -> None:
+    """Serve until told to stop. ``listening`` is called with the address once connections are accepted.
+
+    Raises:
+        OSError: the port is taken, or the host is not of this machine.
+    """
+    listener = listen(host, port)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=round(drain_seconds) + _LAST_SECONDS,
+        timeout_keep_alive=30, h11_max_incomplete_event_size=2**16, server_header=False,
+    )  # fmt: skip
+    address = listener.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    server = _Server(config, app, lambda: listening(f"http://{shown}:{address[1]}"))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket of its own before anything slow begins: that a port is taken is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, started: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._app, self._tell_started = app, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The engine drains while uvicorn waits for its connections: what is cancelled can still say so to its client.
+
+        Uvicorn would cancel the handlers first, and cut the connections.
+        """
+        draining = asyncio.ensure_future(self._app.state.stop())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            if self.force_exit:
+                draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's own, which in the end kills the process by the signal that it has handled."""
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self.handle_exit) for each in handled}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)

@@ -1,0 +1,191 @@
+"""`collect`, `check`, `progress`, `override` and `export`, as they are typed."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from labsupport.checks import PUBLIC_SEED, exercises
+from labsupport.cli import app
+from labsupport.grading import own_work
+from labsupport.grading.job import Job, grade_one
+from labsupport.grading.own_work import IN_PROCESS, check_own, exercise_of, pristine_of
+from labsupport.grading.release import place_answers, read_notebook, to_text
+from labsupport.grading.results import Results
+from labsupport.grading.warm import SandboxError
+
+ROOT = Path(__file__).parents[2]
+CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
+NAME = "ex02_kv_cache_size"
+RIGHT, WRONG = CATALOGUE["answers"](NAME)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def hand_in(path: Path, cells: dict[str, str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stub = read_notebook(ROOT / "exercises" / f"{NAME}.ipynb")
+    path.write_text(to_text(place_answers(stub, cells or {})), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def graded(tmp_path, monkeypatch):
+    """A class of three, collected and with reports, as after `labsupport grade`."""
+    from labsupport.grading.report import write_reports
+
+    monkeypatch.chdir(ROOT)
+    for student, cells in (("alice", RIGHT[0].cells), ("bob", WRONG[0].cells), ("carol", None)):
+        hand_in(tmp_path / "in" / f"{student}_ex02.ipynb", cells)
+    assert run("collect", tmp_path / "in", "--out", tmp_path / "submissions").exit_code == 0
+    rows = []
+    for path in sorted((tmp_path / "submissions").glob("*/*.ipynb")):
+        job = Job(path.parent.name, NAME, path.read_bytes(), (ROOT / "exercises" / path.name).read_bytes(), seed=5)
+        try:
+            rows.append(grade_one(job))
+        except SandboxError as error:
+            pytest.skip(f"no sandbox works here: {error}")
+        Results(tmp_path / "grades").save(rows[-1])
+    write_reports(tmp_path / "grades", rows)
+    return tmp_path
+
+
+def scores(grades: Path) -> dict[str, str]:
+    with open(grades / "grades.csv", newline="") as file:
+        return {row["student"]: row["score"] for row in csv.DictReader(file)}
+
+
+def test_collect_override_export(graded):
+    grades = graded / "grades"
+    assert scores(grades)["alice"] == "10" and scores(grades)["carol"] == "0" and float(scores(grades)["bob"]) < 10
+    feedback = (grades / "feedback" / "bob.html").read_text()
+    assert WRONG[0].check in feedback and WRONG[0].phrase in feedback.replace("&#x27;", "'")
+    result = run("override", grades, "bob", NAME, "7.5", "--reason", "talked it through")
+    assert result.exit_code == 0, result.output
+    assert scores(grades)["bob"] == "7.5" and "talked it through" in (grades / "feedback" / "bob.html").read_text()
+    (grades / "overrides.csv").unlink()
+    (graded / "class.csv").write_text("student,name,login\nbob,Bob B,bb\n")
+    result = run("export", grades, "--roster", graded / "class.csv")
+    assert result.exit_code == 0, result.output
+    assert float(scores(grades)["bob"]) < 7.5
+    assert "Bob B,,,bb," in (grades / "canvas.csv").read_text()
+
+
+def test_export_leaves_out_rows_of_submissions_that_are_gone(graded):
+    lines = (graded / "grades" / "grades.csv").read_text().splitlines()
+    (graded / "grades" / "grades.csv").write_text(
+        "\n".join(line for line in lines if not line.startswith("bob")) + "\n"
+    )
+    assert run("export", graded / "grades").exit_code == 0
+    assert set(scores(graded / "grades")) == {"alice", "carol"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["override", "{grades}", "alice", "ex99", "3", "--reason", "x"], "exercise must be one of"),
+    (["override", "{grades}", "alice", NAME, "3", "--reason", " "], "reason must not be empty"),
+    (["override", "{empty}", "alice", NAME, "3", "--reason", "x"], "has no grades.csv"),
+    (["export", "{empty}"], "has no results"),
+    (["collect", "{empty}/none", "--out", "{empty}/o"], "must be a folder or a zip"),
+    (["collect", "{empty}", "--out", "{other}", "--exercise", "ex99"], "--exercise must be one of"),
+    (["collect", "{empty}", "--out", "{other}", "--deadline", "soon"], "--deadline must be a time like"),
+    (["check", "{empty}/homework.ipynb"], "name must begin with one of"),
+    (["check", "{empty}/ex02.ipynb"], "cannot be read"),
+    (["progress", "{empty}/none"], "FOLDER must be"),
+])  # fmt: skip
+def test_mistakes_are_said_in_one_line(tmp_path, arguments, message):
+    places = {name: tmp_path / name for name in ("grades", "empty", "other")}
+    for place in places.values():
+        place.mkdir()
+    (places["grades"] / "grades.csv").write_text("student,exercise,score,max_score,status,message\n")
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2 and result.output.startswith("error: ") and result.output.count("\n") == 1
+    assert message in result.output
+
+
+def test_collect_ends_with_1_if_something_was_left_out(tmp_path):
+    hand_in(tmp_path / "in" / "alice_ex02.ipynb")
+    (tmp_path / "in" / "strange.ipynb").write_text("{}")
+    result = run("collect", tmp_path / "in", "--out", tmp_path / "out", "--deadline", "2020-01-01")
+    assert result.exit_code == 1
+    assert "late       alice/ex02_kv_cache_size" in result.output and "unknown    strange.ipynb" in result.output
+
+
+def test_check_says_what_grading_with_the_public_seed_says(tmp_path):
+    path = hand_in(tmp_path / f"{NAME}.ipynb", WRONG[0].cells)
+    pristine = (ROOT / "exercises" / f"{NAME}.ipynb").read_bytes()
+    try:
+        row = grade_one(Job("s", NAME, path.read_bytes(), pristine, PUBLIC_SEED))
+    except SandboxError as error:
+        pytest.skip(f"no sandbox works here: {error}")
+    result = run("check", path)
+    assert result.exit_code == 1
+    assert [line.strip() for line in result.output.splitlines()[1:-1]] == [check.message for check in row.checks]
+    right = run("check", hand_in(path, RIGHT[0].cells))
+    assert right.exit_code == 0 and right.output.startswith(f"{NAME}: 10 of 10 points, ok\n")
+
+
+@pytest.mark.parametrize("cells", [RIGHT[0].cells, WRONG[0].cells, None], ids=["right", "wrong", "stub"])
+def test_without_a_sandbox_the_verdict_is_the_same(tmp_path, monkeypatch, cells):
+    path = hand_in(tmp_path / f"{NAME}.ipynb", cells)
+    try:
+        expected = check_own(path)
+    except SandboxError as error:
+        pytest.skip(f"no sandbox works here: {error}")
+
+    def no_sandbox(job):
+        raise SandboxError("not on this system")
+
+    monkeypatch.setattr(own_work, "grade_one", no_sandbox)
+    row = check_own(path)
+    assert row.isolation == IN_PROCESS and "not on this system" in row.notes[0]
+    assert (row.score, row.status) == (expected.score, expected.status)
+    if cells is not None:
+        assert [check.message for check in row.checks] == [check.message for check in expected.checks]
+
+
+def test_progress_counts_and_does_not_run_again_what_did_not_change(tmp_path, monkeypatch):
+    runs = []
+
+    def counted(path):
+        runs.append(path.name)
+        return check_own(path)
+
+    monkeypatch.setattr(own_work, "check_own", counted)
+    monkeypatch.setenv("LABSUPPORT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "work"
+    hand_in(folder / f"{NAME}.ipynb", RIGHT[0].cells)
+    (folder / "scratch.ipynb").write_text("{}")
+    first = run("progress", folder)
+    assert first.exit_code == 0, first.output
+    lines = {line.split()[0]: line for line in first.output.splitlines()}
+    assert "10 / 10  ok" in lines[NAME] and "0 / 20  no notebook" in lines["ex04_gptq"]
+    assert list(lines)[1:-1] == exercises() and "10 / 110" in lines["all"]
+    assert run("progress", folder).output == first.output and runs == [f"{NAME}.ipynb"]
+    hand_in(folder / f"{NAME}.ipynb", WRONG[0].cells)
+    assert WRONG[0].check in run("progress", folder).output and len(runs) == 2
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    (f"{NAME}.ipynb", NAME), ("ex02.ipynb", NAME), ("EX02_mine (1).ipynb", NAME),
+    ("ex020.ipynb", None), ("my_ex02.ipynb", None),
+])  # fmt: skip
+def test_a_notebook_is_known_by_its_name(name, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="must begin with one of"):
+            exercise_of(Path(name))
+    else:
+        assert exercise_of(Path(name)) == expected
+
+
+def test_where_the_solutions_are_not_at_hand_the_own_notebook_is_the_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = hand_in(tmp_path / f"{NAME}.ipynb", RIGHT[0].cells)
+    frame = pristine_of(path, NAME)
+    assert b"raise NotImplementedError" in frame and RIGHT[0].cells[next(iter(RIGHT[0].cells))].encode() not in frame
+    assert check_own(path).score == 10
