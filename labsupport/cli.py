@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labsupport import __version__
+from labsupport.console import errors_as_one_line
 from labsupport.grading import commands as grading_commands
 from labsupport.serving import commands as serving_commands
 
@@ -93,7 +94,7 @@ def compress(
     evaluate: Annotated[bool, typer.Option(help="Measure the perplexity before and after.")] = False,
 ) -> None:
     """Compress a model and write its integers and scales as safetensors, with a report as JSON."""
-    with _errors_as_one_line():
+    with errors_as_one_line():
         if out.exists():
             raise ValueError(f"--out must be a folder that is not there yet; {out} exists")
         from labsupport.lm import ModelNotAvailable, corpus, load_lm
@@ -128,7 +129,7 @@ def train(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train the `tiny` model on text that every Python carries. Interrupt it at any time: the next run goes on."""
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.lm.load import TINY_FOLDER
         from labsupport.lm.train import train as train_tiny
 
@@ -141,7 +142,7 @@ def release(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if an exercise is out of step.")] = False,
 ) -> None:
     """Generate the exercises from their solutions."""
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.grading.release import release as release_exercises
 
         outcome = release_exercises(course_dir, check=check)
@@ -190,21 +191,6 @@ def _perplexities(lm: LanguageModel, small: nn.Module, seq_len: int, windows: in
 
     tokens = torch.tensor(lm.tokenizer.encode(corpus("evaluation")), dtype=torch.int64)[: windows * seq_len]
     return {"before": perplexity(lm.model, tokens, seq_len), "after": perplexity(small, tokens, seq_len)}
-
-
-@contextmanager
-def _errors_as_one_line() -> Iterator[None]:
-    """What a user can mend is said in a sentence, without a traceback."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("labsupport"):
-            raise
-        typer.echo(f"error: {error.name} is not installed; `labsupport doctor` says how to get it", err=True)
-        raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 grading_commands.register(app)

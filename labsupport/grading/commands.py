@@ -34,9 +34,9 @@ def grade(
     """
     from collections import Counter
 
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.grading.grade import grade as grade_class
         from labsupport.grading.warm import SandboxError
 

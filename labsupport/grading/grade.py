@@ -116,7 +116,7 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
     """(student, exercise, path), by name. Links are not followed; what is no known exercise is told of, and left."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
-            if entry.is_symlink() or entry.name.endswith(".ipynb"):
+            if entry.is_symlink() or entry.is_dir() or entry.name.endswith(".ipynb"):
                 tqdm.write(f"left out: {one_line(entry.name)} is no folder of a student", file=sys.stderr)
             continue
         for file in sorted(os.scandir(entry.path), key=lambda file: file.name):
@@ -124,7 +124,7 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
             if name == file.name or file.name.startswith("."):
                 continue
             if name in known:
-                yield os.fsencode(entry.name).decode("utf-8", "replace"), name, Path(file.path)
+                yield os.fsencode(entry.name).decode("utf-8", "backslashreplace"), name, Path(file.path)
             else:
                 tqdm.write(f"left out: {one_line(entry.name)}/{one_line(file.name)} is no exercise", file=sys.stderr)
 

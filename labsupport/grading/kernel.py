@@ -40,7 +40,7 @@ def make_shell() -> Any:
     config = Config()
     config.HistoryManager.enabled = False  # no thread, no file
     config.InteractiveShell.colors = "NoColor"
-    shell = InteractiveShell.instance(config=config)
+    shell: Any = InteractiveShell.instance(config=config)
     shell.ask_exit = lambda: os._exit(0)  # exit() shuts a kernel down
     shell._showtraceback = lambda *_: None  # formatting it costs more than most answers
     return shell

@@ -93,7 +93,8 @@ def file_name(name: str) -> str:
     """``name`` as one path component: itself where it is harmless, else its harmless part and a hash."""
     if re.fullmatch(r"[\w@+-][\w@+. -]{0,79}", name) and not name.endswith((" ", ".")):
         return name
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40].strip('-')}~{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:12]}"
+    harmless = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
+    return f"{harmless}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 def fingerprint(seed: int) -> str:

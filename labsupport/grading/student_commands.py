@@ -30,9 +30,9 @@ def collect(
     ] = None,
 ) -> None:
     """Gather what was handed in. Ends with 1 if something was left out that somebody should look at."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.checks import exercises
         from labsupport.grading.collect import collect as collect_submissions
         from labsupport.grading.roster import read_roster
@@ -51,9 +51,9 @@ def check(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that the notebook may take.")] = 60.0,
 ) -> None:
     """Say exactly what grading would say of a notebook, with the public seed. Ends with 0 if all checks hold."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.grading.own_work import check_own
 
         row = check_own(notebook, timeout)
@@ -65,9 +65,9 @@ def progress(
     folder: Annotated[Path, typer.Argument(help="The folder with your notebooks.")] = Path("exercises"),
 ) -> None:
     """Show the points so far. Notebooks that did not change since last time are not run again."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         if not folder.is_dir():
             raise ValueError(f"FOLDER must be the folder with your notebooks, got {folder}")
         from labsupport.grading.own_work import progress as progress_of
@@ -86,9 +86,9 @@ def override(
     reason: Annotated[str, typer.Option(help="Shown in every report, to the student too.")],
 ) -> None:
     """Set a score by hand. Grading again keeps it; delete its line in GRADES/overrides.csv to take it back."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.checks import exercises
         from labsupport.grading.overrides import FILE, Override, add_override
 
@@ -110,9 +110,9 @@ def export(
     ] = None,
 ) -> None:
     """Write all reports anew from what was graded: after editing overrides.csv, or with a roster for the LMS."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         _write_reports(grades, roster)
         typer.echo(f"written: grades.csv, class_report.html, canvas.csv, moodle.csv and feedback/ in {grades}")
 

@@ -199,10 +199,8 @@ class _Watch:
         """End every process, remove every file, and report."""
         finished = self._has_exited()
         if not finished:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         _, status, usage = os.wait4(self.child, 0)
         if self.level != "namespaces":
             _end_all(self.child)
@@ -221,10 +219,8 @@ class _Watch:
             "printed_bytes": self.printed,
         }
         payload = json.dumps(found).encode()
-        try:
+        with contextlib.suppress(BrokenPipeError):
             _write(self.report, kernel.FRAME.pack(REPORT, 0, len(payload)) + payload)
-        except BrokenPipeError:
-            pass
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -257,10 +253,8 @@ def _anonymous_bytes(pid: int) -> int:
 def _end_all(group: int) -> None:
     """End what is left without process ids of its own: orphans have become this process's children."""
     for _ in range(2000):
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         left = _descendants(os.getpid())[1:]
         for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none forks away
             for pid in left:

@@ -56,9 +56,9 @@ def serve(
     ),
 ) -> None:
     """Serve a model with OpenAI's API. Ends on SIGTERM or Ctrl-C, once what runs is finished."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.serving.api import create_app
         from labsupport.serving.backend import Backend
         from labsupport.serving.engine_thread import EngineThread
@@ -123,9 +123,9 @@ def loadtest(
     """Load a server and say how it did: latencies count from when a request was due, not from when it could be sent."""
     import asyncio
 
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.serving.loadtest import run_load
         from labsupport.serving.loadtest_report import Report, write_report
         from labsupport.serving.workload import plan_requests, read_trace

@@ -39,10 +39,10 @@ def up(
     """Start all of it on this machine; Ctrl-C or SIGTERM stops it."""
     import asyncio
 
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
     from labsupport.serving.stack import prepare, run_stack
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         run = data.expanduser().absolute()
         folder = deploy or Path(__file__).parents[2] / "deploy"
         threads = max(1, (os.cpu_count() or 2) // 2)
@@ -74,9 +74,9 @@ def api(
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """An API server: OpenAI's API in front of the queue. It has no engine."""
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         from labsupport.lm import load_lm
         from labsupport.serving.api import create_app
         from labsupport.serving.commands import read_keys
@@ -112,9 +112,9 @@ def worker(
     import asyncio
     import signal
 
-    from labsupport.cli import _errors_as_one_line
+    from labsupport.console import errors_as_one_line
 
-    with _errors_as_one_line():
+    with errors_as_one_line():
         import torch
 
         from labsupport.inference import LLMEngine

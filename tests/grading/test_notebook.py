@@ -129,7 +129,7 @@ def test_what_is_no_notebook_is_refused_with_the_reason(data: bytes, why: str) -
 
 
 def test_odd_cells_are_passed_over() -> None:
-    odd = [None, 3, [], {"cell_type": "markdown", "id": "a", "source": "x"}, code("a", 7), code("a", ["x", 1])]
+    odd: list[object] = [None, 3, [], {"cell_type": "markdown", "id": "a", "source": "x"}, code("a", 7), code("a", ["x", 1])]
     assert read_cells(json.dumps({"cells": odd}).encode()) == []
 
 
@@ -155,15 +155,30 @@ def test_only_regular_files_of_a_sane_size_are_opened(tmp_path: Path) -> None:
 
 
 def test_names_are_found_without_running() -> None:
-    source = "import os.path as p\nfrom a import b\nc = d\ndef f(x, y=e):\n    global g\n    g = h(x)\n    i = 1\n    return i + len(k)\nclass L: m = n"
+    source = """
+import os.path as p
+from a import b
+c = d
+def f(x, y=e):
+    global g
+    g = h(x)
+    i = 1
+    return i + len(k)
+class L: m = n
+"""
     assert defined_names(source) == {"p", "b", "c", "f", "g", "L"}
     assert used_names(source) >= {"d", "e", "h", "k", "n"} and not used_names(source) & {"x", "i", "len", "m"}
     assert defined_functions(source) == {"f", "L"}
     assert same_code("x = 1 # one", "x  =  1") and not same_code("x = 1", "x = 2")
 
 
-@pytest.mark.parametrize("text", ["(" * 90_000, "-" * 150_000 + "1", "x" + ".a" * 60_000, "lambda:" * 20_000 + "1", "1 if 1 else " * 15_000 + "1",
-                                  "%magic\n!ls", "def", "\0", "\ud800", "not " * 40_000 + "1", "[" * 5000 + "]" * 5000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 90_000, "-" * 150_000 + "1", "x" + ".a" * 60_000, "lambda:" * 20_000 + "1", "1 if 1 else " * 15_000 + "1",
+        "not " * 40_000 + "1", "[" * 5000 + "]" * 5000, "%magic\n!ls", "def", "\0", "\ud800",
+    ],
+)  # fmt: skip
 def test_sources_that_no_parser_takes_define_and_use_nothing(text: str) -> None:
     assert defined_functions(text) == set()
     assert defined_names(text) == set()

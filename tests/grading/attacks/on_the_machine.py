@@ -314,7 +314,7 @@ def change_the_package_for_those_who_follow(world: World) -> str:
 import os, sys, labsupport
 right = 0
 for path in (labsupport.__file__, torch.__file__, os.__file__, sys.executable):
-    for attempt in (lambda: open(path, "a").write("\\nraise SystemExit"), lambda: os.remove(path), lambda: os.chmod(path, 0)):
+    for attempt in (lambda: open(path, "a").write("\\nexit()"), lambda: os.remove(path), lambda: os.chmod(path, 0)):
         try:
             attempt()
             right = 1
@@ -388,10 +388,12 @@ for name, arguments in (("setuid", (0,)), ("setresuid", (0, 0, 0)), ("unshare", 
                         ("mount", (b"proc", b"/proc", b"proc", 0, None)), ("umount2", (b"/usr", 2)),
                         ("mount", (b"", b"/", None, 32 | 4096, None)),
                         ("ptrace", (16, {os.getpid()}, 0, 0)), ("sethostname", (b"evil", 4)), ("swapoff", (b"/x",)),
-                        ("prlimit", ({os.getpid()}, 0, bytes(16), None)), ("prlimit", (os.getppid() or {os.getpid()}, 0, bytes(16), None))):
+                        ("prlimit", ({os.getpid()}, 0, bytes(16), None)),
+                        ("prlimit", (os.getppid() or {os.getpid()}, 0, bytes(16), None))):
     if getattr(libc, name)(*arguments) == 0 and not (name.startswith("set") and os.getuid() == was):
         gained.append(name)
-for path, text in (("/proc/sys/kernel/hostname", "evil"), ("/proc/sysrq-trigger", "h"), ("/proc/self/oom_score_adj", "-1000"),
+for path, text in (("/proc/sys/kernel/hostname", "evil"), ("/proc/sysrq-trigger", "h"),
+                   ("/proc/self/oom_score_adj", "-1000"),
                    ("/proc/sys/kernel/core_pattern", "|/tmp/evil"), ("/proc/sys/user/max_user_namespaces", "9")):
     try:
         os.write(os.open(path, os.O_WRONLY), text.encode())

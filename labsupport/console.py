@@ -1,0 +1,23 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def errors_as_one_line() -> Iterator[None]:
+    """What a user can mend is said in a sentence, without a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("labsupport"):
+            raise
+        typer.echo(f"error: {error.name} is not installed; `labsupport doctor` says how to get it", err=True)
+        raise typer.Exit(2) from None
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
