@@ -140,17 +140,8 @@ def otter(folder: Path, paths: list[Path]) -> dict[str, object] | None:
         if not tests.exists():
             tests.mkdir(parents=True)
             (tests / "q1.py").write_text(_otter_test(path.stem), encoding="utf-8")
-            zipped = [
-                sys.executable,
-                "-m",
-                "otter",
-                "generate",
-                "-t",
-                tests,
-                "-o",
-                folder / f"{path.stem}.zip",
-                "--no-environment",
-            ]
+            zipped = [sys.executable, "-m", "otter", "generate", "-t", tests, "--no-environment"]
+            zipped += ["-o", str(folder / f"{path.stem}.zip")]
             subprocess.run([str(part) for part in zipped], cwd=folder / path.stem, capture_output=True, check=False)
         commands.append([sys.executable, "-m", "otter", "run", "-a", folder / f"{path.stem}.zip", "-o", folder, path])
     return measure("otter", len(paths), *commands)

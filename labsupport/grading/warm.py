@@ -151,6 +151,7 @@ class WarmProcess:
                 start_new_session=True,
             )
         setup = {
+            "folder": str(self._folder),
             "mount_point": str(self._folder / "root"),
             "package": str(self._folder / "package"),
             "hidden": self._hidden,

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -28,7 +29,8 @@ def main() -> None:
     setup = json.loads(control.recv(1 << 16))
     shell = warm_up()
     readable = (*readable_folders(), setup["package"])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
+    running: set[int] = set()  # supervisors
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(running, os.WNOHANG))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the grader's to handle
     gc.collect()
     gc.freeze()
@@ -36,12 +38,17 @@ def main() -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 2)
         if not message:
-            return
-        if os.fork():
+            break
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it may end before its number is noted
+        child = os.fork()
+        running.add(child)
+        if not child:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        if child:
             for descriptor in descriptors:
                 os.close(descriptor)
             continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         request = json.loads(message)
         uid = FIRST_UID + os.getpid() % 2**22  # nobody else's while this process lives
@@ -49,6 +56,19 @@ def main() -> None:
             uid = 0  # it could not even read Python
         place = Place(setup["mount_point"], readable, tuple(setup["hidden"]), request["scratch"], uid)
         serve(request, place, shell, *descriptors)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+    _reap(running, 0)
+    shutil.rmtree(setup["folder"], ignore_errors=True)  # the grader may have been killed, and does not do it
+
+
+def _reap(running: set[int], options: int) -> None:
+    """Take note of ended supervisors; their processor time counts as this process's children's then."""
+    with contextlib.suppress(ChildProcessError):
+        while (child := os.waitpid(-1, options)[0]) != 0:
+            running.discard(child)
 
 
 def serve(request: dict[str, Any], place: Place, shell: Any, report: int, payload: int) -> None:

@@ -20,7 +20,7 @@ from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.stats import EngineStats
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.serving.backend import Overloaded, Unavailable
-from labsupport.serving.redis_queue import UNREACHABLE, Job, RequestQueue
+from labsupport.serving.redis_queue import UNREACHABLE, Job, RequestQueue, end_tasks
 from labsupport.serving.replies import ReplyStream
 
 logger = logging.getLogger("labsupport.serving")
@@ -118,9 +118,7 @@ class RedisBackend:
         await asyncio.sleep(0)
         if self._background:
             await asyncio.wait(self._background, timeout=5)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._tasks = []
         await self.queue.close()
 

@@ -17,8 +17,9 @@ Scripts run in Redis without anybody in between, so what they check still holds 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -327,6 +328,16 @@ class RequestQueue:
 
     def _job_key(self, job_id: str) -> str:
         return f"{self.prefix}:job:{job_id}"
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel them until they have ended: before Python 3.12, `asyncio.wait_for`, which the client uses, may swallow a
+    cancellation that comes at the same moment as the answer."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.2)
 
 
 def _jobs(entries: Sequence[Sequence[Any]]) -> tuple[list[Job], list[tuple[str, str]]]:

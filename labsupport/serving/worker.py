@@ -18,7 +18,7 @@ from typing import Any
 
 from labsupport.inference.request import RequestOutput
 from labsupport.serving.backend import Backend, GenerationFailed, Overloaded, Unavailable
-from labsupport.serving.redis_queue import UNREACHABLE, Claimed, Job, RequestQueue
+from labsupport.serving.redis_queue import UNREACHABLE, Claimed, Job, RequestQueue, end_tasks
 from labsupport.serving.replies import make_error, make_reply
 
 logger = logging.getLogger("labsupport.serving")
@@ -91,14 +91,12 @@ class Worker:
                 await asyncio.sleep(0.02)
             await self._give_back()
         finally:
-            for task in [*tasks, stopping]:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks([*tasks, stopping])
             await self.backend.shutdown(0)
             await self.queue.close()
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
     async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Again and again, whether Redis is there or not."""

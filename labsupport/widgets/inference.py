@@ -1,7 +1,7 @@
-"""The moving pictures of chapter 4's first half: slots over time, blocks over time, and FP8's grid beside INT8's.
+"""The moving pictures of chapter 4's first half: slots and blocks over time, FP8's grid beside INT8's, the roofline.
 
 The first is played by `labsupport.inference.simulate`; in the second the engine's own scheduler and cache work, only
-no model computes; the third casts with torch's own types.
+no model computes; the third casts with torch's own types; the fourth counts with `labsupport.kvcache.cost`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.scheduler import Plan, Scheduler
 from labsupport.inference.simulate import Phase, Policy, Simulation, affine_cost, poisson_requests, simulate
 from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache.cost import Cost, Estimate, Machine, Preset, forward_cost, next_token_cost, roofline
 from labsupport.lm.tokenizer import ByteTokenizer
 from labsupport.quantization import fake_quantize
 from labsupport.quantization.fp8 import fp8_codes, fp8_fake_quantize, fp8_format
@@ -59,7 +60,11 @@ POLICY_NAMES: dict[Policy, str] = {
     "in_flight": "In-flight",
     "chunked": "In-flight, prompts in chunks",
 }
-POLICY_LINES = {"static": (VERMILION, "-"), "in_flight": (ORANGE, "--"), "chunked": (BLUE, "-.")}
+POLICY_LINES: dict[Policy, tuple[str, str]] = {
+    "static": (VERMILION, "-"),
+    "in_flight": (ORANGE, "--"),
+    "chunked": (BLUE, "-."),
+}
 SLOT_COLOURS = {Phase.PREFILL: ORANGE, Phase.DECODE: BLUE, Phase.DONE: LIGHT_GREY}
 
 
@@ -75,8 +80,8 @@ def scheduler_timeline(
 
     @cache
     def play(rate: float, prompt: int, output: int, slots: int, budget: int) -> dict[Policy, _Played]:
-        lengths = [(max(1, mean // 4), mean + 3 * mean // 4) for mean in (prompt, output)]
-        requests = poisson_requests(rate, num_requests, *lengths, seed=3)
+        prompts, outputs = ((max(1, mean // 4), mean + 3 * mean // 4) for mean in (prompt, output))
+        requests = poisson_requests(rate, num_requests, prompts, outputs, seed=3)
         return {
             policy: _Played.of(simulate(requests, policy, slots, cost, budget if policy == "chunked" else None))
             for policy in POLICY_NAMES
@@ -425,6 +430,83 @@ def _in_units_of_rms(x: Tensor, most: int = 20_000) -> Float[Tensor, " n"]:
     return x / x.square().mean().sqrt()
 
 
+# What a machine allows -----------------------------------------------------------------------------------------------
+
+WEIGHT_FORMATS = {"16 bits": (2.0, BLUE, "o-"), "8 bits": (1.0, ORANGE, "s--"), "4 bits": (0.5, GREEN, "D:")}
+
+
+def roofline_limits(presets: Mapping[str, Preset], machines: Mapping[str, Machine]) -> Live:
+    """Where decoding and prefill lie under the roof, and the tokens a second that it allows, as the batch grows.
+
+    Arithmetic is taken to be equally fast for all weight formats, and the cache to have 16 bits.
+    """
+    batches = [2**i for i in range(10)]
+    lengths = [128 * 4**i for i in range(5)]
+
+    def decode(model: str, machine: str, batch: int, length: int, weights: str) -> tuple[Cost, Estimate]:
+        size = WEIGHT_FORMATS[weights][0]
+        cost = next_token_cost(presets[model].config, length, batch, bytes_per_weight=size)
+        return cost, roofline(cost, machines[machine])
+
+    figure, (left, right) = new_figure(1, 2, height=3.5)
+    label(left, "Under the roof", "operations a byte", "share of all operations a second")
+    label(right, "Decoding, at best", "sequences in the batch", "tokens a second")
+    left.set(xscale="log", yscale="log", xlim=(0.3, 3e4), ylim=(3e-4, 3))
+    plain_ticks(left.xaxis, [1, 10, 100, 1000, 10_000])
+    left.set_yticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
+    x = np.logspace(-0.6, 4.6, 400)
+    roof = left.plot(x, x, "-", color=BLACK, lw=1.4, label="roof", animated=True)[0]
+    path = left.plot([], [], ".-", color=SKY_BLUE, label="decode, batch 1 to 512", animated=True)[0]
+    point = left.plot([], [], "D", ms=9, mfc="none", mec=VERMILION, mew=2.2, label="this batch", animated=True)[0]
+    prompt = left.plot([], [], "^", ms=8, color=GREEN, label="reading one prompt", animated=True)[0]
+    legend(left, loc="lower right")
+    right.set(xscale="log", yscale="log", ylim=(0.3, 3e5))
+    right.set_xticks(batches[::3], [str(n) for n in batches[::3]], minor=False)
+    plain_ticks(right.xaxis, batches[::3])
+    right.set_yticks([1, 10, 100, 1e3, 1e4, 1e5], ["1", "10", "100", "1,000", "10,000", "100,000"])
+    curves = {
+        name: right.plot(batches, batches, style, ms=4, color=colour, label=f"weights in {name}", animated=True)[0]
+        for name, (_, colour, style) in WEIGHT_FORMATS.items()
+    }
+    legend(right, loc="lower right")
+    here = right.plot([], [], "D", ms=9, mfc="none", mec=VERMILION, mew=2.2, animated=True)[0]
+
+    def share(cost: Cost, machine: str) -> float:
+        return min(1.0, cost.intensity / machines[machine].ridge)
+
+    def update(model: str, machine: str, batch: int, length: int, weights: str) -> None:
+        roof.set_ydata(np.minimum(1, x / machines[machine].ridge))
+        costs = [decode(model, machine, each, length, weights)[0] for each in batches]
+        path.set_data([cost.intensity for cost in costs], [share(cost, machine) for cost in costs])
+        cost, best = decode(model, machine, batch, length, weights)
+        point.set_data([cost.intensity], [share(cost, machine)])
+        reading = forward_cost(presets[model].config, length, bytes_per_weight=WEIGHT_FORMATS[weights][0])
+        prompt.set_data([reading.intensity], [share(reading, machine)])
+        for name, curve in curves.items():
+            curve.set_ydata([each / decode(model, machine, each, length, name)[1].seconds for each in batches])
+        here.set_data([batch], [batch / best.seconds])
+
+    def describe(model: str, machine: str, batch: int, length: int, weights: str) -> str:
+        cost, best = decode(model, machine, batch, length, weights)
+        return (
+            f"{model}, weights in {weights}, {batch} sequences of {length:,} tokens, {machine}: "
+            f"{cost.intensity:.3g} operations a byte, the ridge is at {machines[machine].ridge:.3g}. Bound by "
+            f"{best.bound}, at best {batch / best.seconds:,.3g} tokens/s and {1e3 * best.seconds:.3g} ms a step; "
+            f"{percent(cost.kv_bytes / cost.bytes)} of the bytes are cache."
+        )
+
+    return Live(
+        figure,
+        update,
+        describe,
+        machine=ipywidgets.ToggleButtons(options=list(machines), description="Machine", style={"button_width": "auto"}),
+        model=ipywidgets.SelectionSlider(options=list(presets), description="Model"),
+        batch=ipywidgets.SelectionSlider(options=batches, value=16, description="Sequences"),
+        length=ipywidgets.SelectionSlider(options=lengths, value=2048, description="Tokens each"),
+        weights=ipywidgets.SelectionSlider(options=list(WEIGHT_FORMATS), description="Weights"),
+    )
+
+
 # Helpers -------------------------------------------------------------------------------------------------------------
 
 
@@ -458,4 +540,4 @@ def _seconds(value: float) -> str:
     return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.3g} s"
 
 
-__all__ = ["BlockRun", "block_use", "fp8_grid", "play_blocks", "scheduler_timeline"]
+__all__ = ["BlockRun", "block_use", "fp8_grid", "play_blocks", "roofline_limits", "scheduler_timeline"]

@@ -129,7 +129,14 @@ def test_what_is_no_notebook_is_refused_with_the_reason(data: bytes, why: str) -
 
 
 def test_odd_cells_are_passed_over() -> None:
-    odd: list[object] = [None, 3, [], {"cell_type": "markdown", "id": "a", "source": "x"}, code("a", 7), code("a", ["x", 1])]
+    odd: list[object] = [
+        None,
+        3,
+        [],
+        {"cell_type": "markdown", "id": "a", "source": "x"},
+        code("a", 7),
+        code("a", ["x", 1]),
+    ]
     assert read_cells(json.dumps({"cells": odd}).encode()) == []
 
 

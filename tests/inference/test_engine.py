@@ -136,8 +136,11 @@ def test_forks_go_on_as_the_first_would(
         for output in engine.step():
             assert output.token_ids == forked[output.request_id][: len(output.token_ids)]
         if engine.stats().num_steps in (1, 2, 5, 9) and first in engine.scheduler.requests:
-            limit = NEW - engine.stats().num_steps
-            forked[engine.fork(first, greedy(limit))] = reference[3][:limit]
+            limit, computed = NEW - engine.stats().num_steps, engine.stats().num_steps
+            new = engine.fork(first, greedy(limit))
+            forked[new] = reference[3][:limit]
+            if not options and computed:
+                assert engine.cache.block_table(new) == engine.cache.block_table(first), "nothing is computed twice"
         engine.scheduler.check_integrity()
     assert len(forked) == 5
     check_empty(engine)

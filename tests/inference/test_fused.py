@@ -17,7 +17,7 @@ from labsupport.inference.packed import PackedBatch
 from labsupport.kvcache import PagedKVCache
 from labsupport.lm import Llama, LlamaConfig
 from labsupport.lm.model import rotary_embedding, rotate
-from labsupport.quantization import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear, rtn_quantize
+from labsupport.quantization import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear, gptq_quantize, rtn_quantize
 from labsupport.quantization.kernels import has_numba
 
 needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
@@ -66,7 +66,12 @@ def test_a_merged_float_weight_is_held_once() -> None:
 def test_what_cannot_be_merged_stays_side_by_side() -> None:
     first, second, third = linears()
     x = torch.randn(5, 32)
-    for each in ([first, int4(second)], [int4(first), int4(second, 8)], [nn.Linear(32, 8), third]):
+    sorted_otherwise = Int4WeightLinear(
+        gptq_quantize(second.weight, torch.diag(torch.arange(1.0, 33)), group_size=16, act_order=True, static_groups=False)
+    )
+    for each in (
+        [first, int4(second)], [int4(first), int4(second, 8)], [nn.Linear(32, 8), third], [int4(first), sorted_otherwise],
+    ):  # fmt: skip
         merged = merge(each)  # type: ignore[arg-type]
         assert isinstance(merged, SideBySide)
         torch.testing.assert_close(merged(x), torch.cat([linear(x) for linear in each], dim=-1))

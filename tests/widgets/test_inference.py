@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from labsupport.inference.simulate import affine_cost, poisson_requests, simulate
+from labsupport.kvcache.cost import PRESETS, Machine, decode_seconds
 from labsupport.quantization.affine import fake_quantize
 from labsupport.quantization.fp8 import fp8_fake_quantize
 from labsupport.widgets import Live
 from labsupport.widgets import inference as widgets
+
+NAMES = ["scheduler_timeline", "block_use", "fp8_grid", "roofline_limits"]
+MACHINES = {"slow": Machine(20e9, 200e9), "fast": Machine(3e12, 900e12)}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,7 @@ def all_widgets() -> dict[str, Live]:
         "scheduler_timeline": widgets.scheduler_timeline(num_requests=12),
         "block_use": widgets.block_use(),
         "fp8_grid": widgets.fp8_grid({"bell": torch.linspace(-3, 3, 999), "odd": torch.linspace(0, 3, 999) ** 3}),
+        "roofline_limits": widgets.roofline_limits(PRESETS, MACHINES),
     }
 
 
@@ -31,7 +36,7 @@ def others(control) -> list:
     return [value for value in (values[0], values[-1]) if value != control.value]
 
 
-@pytest.mark.parametrize("name", ["scheduler_timeline", "block_use", "fp8_grid"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_control_changes_picture_and_text_and_back(all_widgets, name):
     live = all_widgets[name]
     start, picture, text = live.values, live.png(), live.text
@@ -44,7 +49,7 @@ def test_every_control_changes_picture_and_text_and_back(all_widgets, name):
     assert live.png() == picture and live.text == text
 
 
-@pytest.mark.parametrize("name", ["scheduler_timeline", "block_use", "fp8_grid"])
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_first_picture_draws_the_axes(all_widgets, name):
     """What moves is animated: a move then takes tens of milliseconds, and not hundreds."""
     live = all_widgets[name]
@@ -127,3 +132,11 @@ def test_without_an_outlier_int8_is_the_more_exact_one(all_widgets):
 def test_fp8_grid_wants_values():
     with pytest.raises(ValueError, match="values must hold tensors that are finite"):
         widgets.fp8_grid({"nothing": torch.zeros(5)})
+
+
+def test_the_roofline_tells_what_the_cost_model_counts(all_widgets):
+    live = all_widgets["roofline_limits"]
+    live.set(machine="fast", model="Llama 3 8B", batch=64, length=512, weights="8 bits")
+    best = decode_seconds(PRESETS["Llama 3 8B"].config, MACHINES["fast"], 512, 64, bytes_per_weight=1)
+    assert f"at best {64 / best.seconds:,.3g} tokens/s and {1e3 * best.seconds:.3g} ms a step" in live.text
+    assert f"Bound by {best.bound}" in live.text and "the ridge is at 300" in live.text
