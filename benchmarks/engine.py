@@ -160,8 +160,8 @@ def about_ours(lm: Any, model: Any) -> dict[str, Any]:
     from labsupport.lm import corpus, perplexity
 
     tokens = torch.tensor(lm.tokenizer.encode(corpus("evaluation"))[: 6 * 512])
-    read = {id(each): each for each in (*model.layers.parameters(), *model.layers.buffers(), *model.lm_head.parameters(),
-                                        *model.lm_head.buffers())}  # fmt: skip
+    parts = (model.layers, model.lm_head)
+    read = {id(each): each for part in parts for each in (*part.parameters(), *part.buffers())}
     machine = measure_machine()
     flops = 2 * sum(each.numel() for each in lm.model.layers.parameters())
     return {

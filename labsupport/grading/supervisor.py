@@ -58,6 +58,7 @@ def supervise(level: str, limits: Limits, place: Place, report: int, run: Callab
     except SystemExit:  # the warm process has ended
         watch.ended = "interrupted"
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         watch.end()
         os._exit(0)
 

@@ -157,8 +157,7 @@ class WarmProcess:
             "hidden": self._hidden,
         }
         self._control.send(json.dumps(setup).encode())
-        ready, _, _ = select.select([self._control], [], [], START_SECONDS)
-        if not ready or self._control.recv(16) != b"ready":
+        if not _wait(self._control.fileno(), START_SECONDS) or self._control.recv(16) != b"ready":
             raise SandboxError(f"the warm process did not start: {self._errors()}")
 
     def _choose(self, unsafe_no_sandbox: bool) -> str:
@@ -259,11 +258,7 @@ class _WarmProcessDied(SandboxError):
 def _read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
     """All frames until the supervisor closes its end. It has seen to it that they are few and short."""
     data = bytearray()
-    deadline = time.monotonic() + seconds
-    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        part = os.read(pipe, 1 << 20)
-        if not part:
-            break
+    while _wait(pipe, seconds) and (part := os.read(pipe, 1 << 20)):
         data += part
     frames, position = [], 0
     while position + kernel.FRAME.size <= len(data):
@@ -272,6 +267,16 @@ def _read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
         frames.append((kind, index, bytes(data[position : position + length])))
         position += length
     return frames
+
+
+def _wait(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read within ``seconds``, in which a suspended machine's time does not count."""
+    while seconds > 0:
+        start = time.monotonic()
+        if select.select([descriptor], [], [], 1.0)[0]:
+            return True
+        seconds -= min(time.monotonic() - start, 1.0)
+    return False
 
 
 def _error(data: bytes) -> str | None:

@@ -76,7 +76,7 @@ class OurEngine(Adapter):
 
 
 class TransformersStatic(Adapter):
-    """Hugging Face transformers' `generate` in static batches: padded on the left, and run until the longest is done."""
+    """Hugging Face transformers' `generate` in static batches: padded on the left, run until the longest is done."""
 
     name = "transformers, static batches"
     packages: ClassVar[dict[str, str]] = {"transformers": "transformers"}

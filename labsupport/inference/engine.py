@@ -257,13 +257,13 @@ class LLMEngine:
         chunks = [(each.request.request_id, each.token_ids) for each in plan.chunks]
         batch = PackedBatch(self.cache, decodes, chunks)
         if self._fused is None:
-            hidden, head = self.model.hidden_states(batch.tokens, batch)[0], self.model.lm_head
+            hidden = self.model.hidden_states(batch.tokens, batch)[0]
         else:
-            hidden, head = self._fused.hidden_states(batch), self._fused.lm_head
+            hidden = self._fused.hidden_states(batch)
         if not plan.sample_positions:
             return hidden.new_empty(0, self.model.config.vocab_size)
         last = torch.tensor(plan.sample_positions, dtype=torch.int64, device=hidden.device)
-        return head(hidden[last]).float()
+        return (self._fused or self.model).lm_head(hidden[last]).float()
 
     def _finish(self, request_id: Hashable, reason: str) -> RequestOutput:
         request = self.scheduler.finish(request_id, reason)  # type: ignore[arg-type]

@@ -41,10 +41,12 @@ def blocks_that_fit(
 
 
 def bytes_per_cached_element(model: Llama, kv_cache_bits: int | None) -> float:
-    """Of a key or value as the cache holds it; quantized, its share of the head's float16 scale and minimum included."""
+    """Of a key or value as the cache holds it; quantized, with its share of the head's float16 scale and minimum."""
     config = model.config
     assert config.head_dim is not None
-    return model.embed_tokens.weight.element_size() if kv_cache_bits is None else kv_cache_bits / 8 + 4 / config.head_dim
+    if kv_cache_bits is None:
+        return model.embed_tokens.weight.element_size()
+    return kv_cache_bits / 8 + 4 / config.head_dim
 
 
 def default_num_blocks(

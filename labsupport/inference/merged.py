@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from labsupport.quantization import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear, QuantizedWeight
 
-
 _MOST_PACKED_ROWS = 32
 
 
@@ -63,8 +62,10 @@ def merge(linears: Sequence[nn.Module], pack: bool = False) -> nn.Module:
     if len(linears) == 1:
         return first
     if type(first) in (DynamicQuantizedLinear, Int8WeightLinear):
-        weight = torch.cat([linear.weight for linear in linears])  # type: ignore[arg-type]
-        return type(first)(weight, torch.cat([linear.weight_scale for linear in linears]))  # type: ignore[arg-type]
+        weight, scale = (
+            torch.cat([linear.get_buffer(name) for linear in linears]) for name in ("weight", "weight_scale")
+        )
+        return type(first)(weight, scale)  # type: ignore[arg-type]
     if type(first) is Int4WeightLinear:
         return _merge_int4([linear.quantized_weight() for linear in linears]) or SideBySide(linears)  # type: ignore[operator]
     return SideBySide(linears)

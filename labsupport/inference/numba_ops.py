@@ -110,7 +110,8 @@ def decode_attention(query, keys, values, tables, lengths, out, first, last):  #
                         for i in range(head_dim):
                             out[row, o + i] += (
                                 weight0 * values[block, head, t, i] + weight1 * values[block, head, t + U(1), i]
-                                + weight2 * values[block, head, t + U(2), i] + weight3 * values[block, head, t + U(3), i]
+                                + weight2 * values[block, head, t + U(2), i]
+                                + weight3 * values[block, head, t + U(3), i]
                             )  # fmt: skip
                     for t in range(count - count % U(4), count):
                         for i in range(head_dim):

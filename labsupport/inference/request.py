@@ -146,7 +146,7 @@ class Request:
         if params.logprobs is not None and self.params.logprobs is None:
             raise ValueError(f"sampling_params must have logprobs=None to fork {self.request_id!r}, which has none")
         child = Request(request_id, self.prompt_token_ids, params, tokenizer)
-        logprobs = self.logprobs or [None] * len(self.output_token_ids)
+        logprobs: Sequence[dict[int, float] | None] = self.logprobs or [None] * len(self.output_token_ids)
         for token, each in zip(self.output_token_ids, logprobs, strict=True):
             if child.append_token(token, None if params.logprobs is None else each) is not None:
                 raise ValueError(

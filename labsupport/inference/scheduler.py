@@ -106,7 +106,7 @@ class Scheduler:
     def fork(self, parent_id: Hashable, child: Request) -> None:
         """Add ``child``, which has the tokens of the running request ``parent_id``, and let them share their blocks.
 
-        If others wait or all slots are taken it queues like anybody, and finds what is still cached when its turn comes.
+        If others wait or all slots are taken it queues like anybody, and finds what is cached when its turn comes.
         """
         self.add(child)
         parent = self.requests.get(parent_id)

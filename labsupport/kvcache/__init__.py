@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from labsupport.kvcache.generation import generate, make_cache, next_token_logits, prefill
     from labsupport.kvcache.grouped import CacheFull, grouped_attention
     from labsupport.kvcache.paged import PagedKVCache
-    from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
     from labsupport.kvcache.paged_batch import PagedBatch
+    from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
     from labsupport.kvcache.quantized import QuantizedKVCache, WithFreshCache
     from labsupport.kvcache.sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, sequences_that_fit, weight_bytes
 

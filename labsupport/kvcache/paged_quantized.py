@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.kvcache.block_attention import PagedStep
 from labsupport.kvcache.grouped import grouped_attention
 from labsupport.kvcache.paged import PagedKVCache
 from labsupport.kvcache.paged_batch import PagedBatch
@@ -103,9 +102,7 @@ class QuantizedPagedBatch(PagedBatch):
         self.store(layer_index, key, value)
         held = []
         for which in range(2):
-            codes, scales = (
-                step.gather(each[layer_index, which], len(query)) for each in (cache.codes, cache.scales)
-            )
+            codes, scales = (step.gather(each[layer_index, which], len(query)) for each in (cache.codes, cache.scales))
             held.append(dequantize_heads(codes, scales, cache.bits, cache.head_dim).to(cache.dtype))
         context = grouped_attention(cache.turn(query), held[0], held[1], step.mask, step.from_empty)
         return cache.turn(context)

@@ -200,6 +200,7 @@ class DynamicQuantizedLinear(IntegerLinear):
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
         steps, scale = _in_steps(x.float())
         sums, weight_scale = self._packed_kernel()(steps), self._buffers["weight_scale"]
+        assert weight_scale is not None
         if x.device.type == "cpu" and has_numba():
             from labsupport.quantization.numba_kernels import scale_rows_and_columns
 

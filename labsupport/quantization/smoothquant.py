@@ -73,7 +73,8 @@ def smooth_head(model: Any, calibration: Sequence[Int64[Tensor, " time"]], alpha
     inputs = torch.cat([model.hidden_states(window[None])[0] for window in calibration])
     weight = model.lm_head.weight.detach()
     ranges = _Ranges(inputs.abs().amax(0), weight.abs().amax(0))
-    scales = [smoothing_scale(ranges.activation, ranges.weight, each) for each in (ALPHAS if alpha is None else (alpha,))]
+    alphas = ALPHAS if alpha is None else (alpha,)
+    scales = [smoothing_scale(ranges.activation, ranges.weight, each) for each in alphas]
     sample = inputs[:: max(1, len(inputs) // _SEARCH_TOKENS)]
     rows = [weight[:: max(1, len(weight) // _SEARCH_ROWS)]]
     scale = min(scales, key=lambda scale: w8a8_error(sample, rows, scale)) if alpha is None else scales[0]

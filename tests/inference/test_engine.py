@@ -209,7 +209,8 @@ def test_quantized_cache_gives_the_same_tokens_on_every_path(
 ) -> None:
     alone = LLMEngine(lm, max_num_seqs=1, kv_cache_bits=bits, enable_prefix_caching=False)
     wanted = tokens(alone.generate(prompts, greedy()))
-    for options in ({}, {"max_num_batched_tokens": 16}, {"num_blocks": 9}):
+    every: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 16}, {"num_blocks": 9}]
+    for options in every:
         engine = LLMEngine(lm, kv_cache_bits=bits, **options)
         assert tokens(engine.generate(prompts, greedy())) == wanted
         check_empty(engine)
@@ -309,7 +310,8 @@ def test_e71_nothing_is_left_after_an_exception(
     }
     if engine._fused is not None:
         layers = engine._fused.layers
-        places = {"first layer": (layers[0], "down"), "last layer": (layers[-1], "down"), "head": (engine._fused, "lm_head")}
+        places = {"first layer": (layers[0], "down"), "last layer": (layers[-1], "down")}
+        places["head"] = (engine._fused, "lm_head")
     owner, name = places[fails_in]
     function = getattr(owner, name)
 

@@ -17,7 +17,13 @@ from labsupport.inference.packed import PackedBatch
 from labsupport.kvcache import PagedKVCache
 from labsupport.lm import Llama, LlamaConfig
 from labsupport.lm.model import rotary_embedding, rotate
-from labsupport.quantization import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear, gptq_quantize, rtn_quantize
+from labsupport.quantization import (
+    DynamicQuantizedLinear,
+    Int4WeightLinear,
+    Int8WeightLinear,
+    gptq_quantize,
+    rtn_quantize,
+)
 from labsupport.quantization.kernels import has_numba
 
 needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
@@ -67,11 +73,16 @@ def test_what_cannot_be_merged_stays_side_by_side() -> None:
     first, second, third = linears()
     x = torch.randn(5, 32)
     sorted_otherwise = Int4WeightLinear(
-        gptq_quantize(second.weight, torch.diag(torch.arange(1.0, 33)), group_size=16, act_order=True, static_groups=False)
+        gptq_quantize(
+            second.weight, torch.diag(torch.arange(1.0, 33)), group_size=16, act_order=True, static_groups=False
+        )
     )
     for each in (
-        [first, int4(second)], [int4(first), int4(second, 8)], [nn.Linear(32, 8), third], [int4(first), sorted_otherwise],
-    ):  # fmt: skip
+        [first, int4(second)],
+        [int4(first), int4(second, 8)],
+        [nn.Linear(32, 8), third],
+        [int4(first), sorted_otherwise],
+    ):
         merged = merge(each)  # type: ignore[arg-type]
         assert isinstance(merged, SideBySide)
         torch.testing.assert_close(merged(x), torch.cat([linear(x) for linear in each], dim=-1))
@@ -90,12 +101,11 @@ def test_the_pass_is_that_of_the_model(config: LlamaConfig, pack: bool) -> None:
     model = Llama(config).eval()
     for weight in model.parameters():
         weight.data.normal_(std=0.3)  # RMSNorm's weights too: all ones would hide a mistake
-    fused, caches = FusedLlama(copy.deepcopy(model), pack), []
+    fused = FusedLlama(copy.deepcopy(model), pack)
+    texts = {name: torch.randint(97, (length,)).tolist() for name, length in zip("abcd", (1, 17, 9, 26), strict=True)}
+    caches: list[tuple[PagedKVCache, list[torch.Tensor]]] = []
     for run in range(2):
         cache = PagedKVCache.for_model(model, num_blocks=40, block_size=5, enable_prefix_caching=False)
-        texts = {name: torch.randint(97, (length,)).tolist() for name, length in zip("abcd", (1, 17, 9, 26), strict=True)}
-        if run:
-            texts = caches[0][1]
         outs = []
         with torch.no_grad():
             for decodes, chunks in (
@@ -110,8 +120,8 @@ def test_the_pass_is_that_of_the_model(config: LlamaConfig, pack: bool) -> None:
                 batch = PackedBatch(cache, decodes, chunks)  # type: ignore[arg-type]
                 outs.append(fused.hidden_states(batch) if run else model.hidden_states(batch.tokens, batch)[0])
                 cache.check_integrity()
-        caches.append((cache, texts, outs))
-    for mine, wanted in zip(caches[1][2], caches[0][2], strict=True):
+        caches.append((cache, outs))
+    for mine, wanted in zip(caches[1][1], caches[0][1], strict=True):
         torch.testing.assert_close(mine, wanted, atol=2e-4, rtol=2e-4)
     torch.testing.assert_close(caches[1][0].blocks, caches[0][0].blocks, atol=1e-4, rtol=1e-4)
 
@@ -134,7 +144,7 @@ def test_decode_attention_is_softmax_attention(scale: float) -> None:
     lengths, tables = [1, 8, 9, 23], [[3, 0, 0], [5, 0, 0], [7, 1, 0], [2, 19, 11]]
     query, out = torch.randn(4, heads * head_dim), torch.empty(4, heads * head_dim)
     arrays = (query, keys, values, torch.tensor(tables), torch.tensor(lengths), out)
-    decode_attention(*(each.numpy() for each in arrays), 0, 4)
+    decode_attention(*(each.numpy() for each in arrays), 0, 4)  # type: ignore[call-arg]
     for row, (length, table) in enumerate(zip(lengths, tables, strict=True)):
         key, value = (each[table].transpose(0, 1).flatten(1, 2)[None, :, :length] for each in (keys, values))
         own = query[row].view(1, heads, 1, head_dim)
@@ -169,7 +179,8 @@ def test_rotation_and_norm() -> None:
     query, key = (rotate(part, (cos, sin)) for part in (parts[:, :heads], parts[:, heads : heads + kv_heads]))
     keys, values = torch.zeros(2, 4, kv_heads, block_size, head_dim)
     arrays = (qkv, cos[0, 0], sin[0, 0], torch.tensor(slots))
-    rotate_and_store(*(each.numpy() for each in arrays), heads, keys.numpy(), values.numpy())
+    turned = [each.numpy() for each in arrays]
+    rotate_and_store(*turned, heads, keys.numpy(), values.numpy())  # type: ignore[call-arg]
     torch.testing.assert_close(qkv[:, : heads * head_dim], query[0].transpose(0, 1).flatten(1))
     for token, slot in enumerate(slots):
         torch.testing.assert_close(keys[slot // 4, :, slot % 4], key[0, :, token])
