@@ -44,11 +44,10 @@ class Tied(nn.Module):
 
 def test_help_lists_the_commands_that_exist() -> None:
     output = invoke("--help")
-    for command in ("doctor", "compress", "train", "release"):
+    every = "doctor compress train release collect grade check progress override export serve loadtest stack"
+    for command in every.split():
         assert f"\n  {command}" in output
         assert len(invoke(command, "--help").splitlines()) > 5
-    for later in ("grade", "serve", "loadtest"):
-        assert f"\n  {later}" not in output
 
 
 def test_version() -> None:

@@ -682,6 +682,16 @@ class CheckDisconnect(ApiCheck):
     def run(self, answer: ContractAnswer, inputs: Inputs) -> Plain:
         engine = StandInEngine(inputs["answers"])
         outcome: dict[str, Any] = {"gone": False}
+        automatic = gc.isenabled()
+        gc.disable()  # it could run in this thread, and wait there for a step that this thread has to allow
+        try:
+            self._leave(answer, engine, inputs, outcome)
+        finally:
+            if automatic:
+                gc.enable()
+        return outcome
+
+    def _leave(self, answer: ContractAnswer, engine: StandInEngine, inputs: Inputs, outcome: dict[str, Any]) -> None:
         with _served(answer, engine, outcome) as server:
             if server:
                 leaves, stays = inputs["answers"]
@@ -699,8 +709,8 @@ class CheckDisconnect(ApiCheck):
                 got[0].disconnect()
                 wait_until(lambda: bool(engine.overlaps), 3)  # at once if an abort waits for nobody
                 for number in range(60):
-                    if number % 20 == 1:
-                        gc.collect()  # a generator that is no coroutine ends when it is collected
+                    if number % 20 == 1:  # a generator that is no coroutine ends when it is collected
+                        threading.Thread(target=gc.collect, daemon=True).start()  # and may wait for a step
                     if not engine.holds(leaves):
                         break
                     engine.allow(2)
@@ -710,7 +720,6 @@ class CheckDisconnect(ApiCheck):
                 got[1].wait()
                 outcome["stayed"] = got[1].plain()
                 outcome["reasons"] = {request.prompt: request.finish_reason for request in engine.seen}
-        return outcome
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         _judge_serving(values)

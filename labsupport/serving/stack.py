@@ -31,6 +31,7 @@ PORTS = ("PORT", "API_1_PORT", "API_2_PORT", "WORKER_1_PORT", "WORKER_2_PORT", "
 PROGRAMS = {"REDIS_SERVER": "redis-server", "NGINX": "nginx", "PROMETHEUS": "prometheus"}
 PACKAGES = {"redis-server": "redis-server", "nginx": "nginx-light", "prometheus": "prometheus"}
 
+_PLACE = re.compile("@([A-Z0-9_]+)@")
 _LONGEST_PAUSE = 5.0
 _LIVED = 10.0  # seconds after which an end is no longer a failure to start
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -91,7 +92,10 @@ def prepare(run: Path, deploy: Path, port: int, settings: Mapping[str, str]) -> 
             raise ValueError(f"{path} is missing: --deploy must name the folder deploy/ of the course")
         text = path.read_text(encoding="utf-8")
         if name != "Procfile":
-            text = re.sub(r"@([A-Z0-9_]+)@", lambda found: variables[found[1]], text)
+            unknown = set(_PLACE.findall(text)) - variables.keys()
+            if unknown:
+                raise ValueError(f"{path} must use @NAME@ of known names; got {', '.join(sorted(unknown))}")
+            text = _PLACE.sub(lambda found: variables[found[1]], text)
         write_private(run / name, text)  # the password is in one of them
     return variables
 

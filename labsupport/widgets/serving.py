@@ -116,7 +116,9 @@ def load_curve(
     wait.set(yscale="log", ylim=(low, high))
     plain_ticks(wait.yaxis, [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)])
 
-    here = [axis.axvline(rates[0], color=GREY, alpha=0.3, lw=5, zorder=0, animated=True) for axis in (work, wait, refusals)]
+    here = [
+        axis.axvline(rates[0], color=GREY, alpha=0.3, lw=5, zorder=0, animated=True) for axis in (work, wait, refusals)
+    ]
     lines = {
         "tokens": work.plot(rates, rates, "-", color=BLUE, animated=True)[0],
         "p95": wait.plot(rates, rates, "--", color=VERMILION, label="95th percentile", animated=True)[0],
@@ -199,7 +201,9 @@ def simulate_server(
     arrivals = [(request.arrival / rate, request) for request in sorted(requests, key=lambda each: each.arrival)]
     waiting: deque[tuple[float, SimRequest]] = deque()
     running: list[tuple[int, int, float]] = []  # step after which it is done, number, arrival
-    firsts, wholes, tokens = [], [], 0
+    firsts: list[float] = []
+    wholes: list[float] = []
+    tokens = 0
     clock, step, coming = 0.0, 0, 0
 
     def arrive(until: float) -> None:
@@ -214,7 +218,7 @@ def simulate_server(
             clock = max(clock, arrivals[coming][0])
             arrive(clock)
         rows, prompts = len(running), 0
-        new = []
+        new: list[float] = []
         while waiting and len(running) < max_num_seqs:
             arrival, request = waiting.popleft()
             heapq.heappush(running, (step + request.output_tokens, len(firsts) + len(new), arrival))
@@ -338,7 +342,9 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
         minute=ipywidgets.FloatSlider(
             value=22 * step, min=step, max=end / 60, step=step, readout_format=".2f", description="Minute"
         ),
-        window=ipywidgets.SelectionSlider(options=[(name, each) for each, name in windows], value=60, description="Window"),
+        window=ipywidgets.SelectionSlider(
+            options=[(name, each) for each, name in windows], value=60, description="Window"
+        ),
     )  # fmt: skip
 
 

@@ -110,11 +110,26 @@ def test_what_students_see_holds_no_secret(graded) -> None:
     pages["grades"] = (world.out / "grades.csv").read_text(encoding="utf-8")
     for name, text in pages.items():
         assert str(world.seed) not in text and "attack-secret" not in text, name
-        assert "<script>alert" not in text and "<img src=x" not in text, name
+        assert name == "grades" or ("<script>alert" not in text and "<img src=x" not in text), name
         if not name.startswith("attack-"):  # those show the attack's own code, where these paths stand
             assert str(world.folder) not in text, name
     kept = [json.loads(path.read_text()) for path in (world.out / "results").rglob("*.json")]
     assert len(kept) == len(rows) and str(world.seed) not in json.dumps(kept)
+
+
+def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> None:
+    """So the tests above can fail. Only attacks that do no harm."""
+    names = ("read_the_solutions", "read_other_submissions", "read_the_catalogue_of_answers", "reach_the_network")
+    world = World(tmp_path / "world")
+    monkeypatch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level="none"))
+    world.submit("honest-1", notebook(HONEST["right"]))
+    for name in names:
+        ATTACKS[name].write(world, name)
+    rows = grade(world.submissions, world.out, seed=world.seed, course=world.course, progress=False)
+    assert [row.student for row in rows if row.score > 0] == sorted([*names, "honest-1"])
+    assert {row.isolation for row in rows} == {"none"}
+    assert world.broken()
+    world.close()
 
 
 def test_there_are_enough_attacks() -> None:

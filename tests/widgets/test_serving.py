@@ -1,4 +1,4 @@
-"""The dashboards of serving: what they draw is the engine's simulation with refusals, and the real monitor's percentiles."""
+"""The dashboards of serving draw the engine's simulation, with refusals, and the real monitor's percentiles."""
 
 from __future__ import annotations
 
