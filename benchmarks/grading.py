@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
@@ -81,7 +82,7 @@ def spread(paths: list[Path], count: int) -> list[Path]:
     return list(islice(cycle(paths), min(count, len(paths))))
 
 
-def measure(name: str, notebooks: int, *commands: list[object], cwd: Path | None = None) -> dict[str, object]:
+def measure(name: str, notebooks: int, *commands: Sequence[object], cwd: Path | None = None) -> dict[str, object]:
     """Run the commands; CPU and wall seconds by notebook. Exit codes tell of failed checks, and are not looked at."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -127,7 +128,7 @@ def nbgrader(folder: Path, paths: list[Path]) -> dict[str, object] | None:
     names = sorted({path.stem for path in paths})
     for name in names:  # setting the course up is not counted
         subprocess.run([*program, "generate_assignment", name], cwd=folder, capture_output=True, check=False)
-    return measure("nbgrader", len(paths), *([*program, "autograde", name] for name in names), cwd=folder)
+    return measure("nbgrader", len(paths), *[[*program, "autograde", name] for name in names], cwd=folder)
 
 
 def otter(folder: Path, paths: list[Path]) -> dict[str, object] | None:
@@ -158,7 +159,7 @@ def _otter_test(exercise: str) -> str:
         for call in calls
     ]
     suite = {"cases": cases, "scored": True, "setup": "", "teardown": "", "type": "doctest"}
-    return f"test = {json.dumps({'name': 'q1', 'points': 10, 'suites': [suite]}).replace('true', 'True').replace('false', 'False')}\n"
+    return f"test = { {'name': 'q1', 'points': 10, 'suites': [suite]}!r}\n"
 
 
 if __name__ == "__main__":

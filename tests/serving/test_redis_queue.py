@@ -1,7 +1,8 @@
 """The queue in Redis, its API side and its workers: nothing that was accepted is lost or answered twice.
 
 A worker is killed here by cancelling its task: it gives nothing back, as a process that is killed. Its engine is a
-stand-in whose tokens are known and come when the test says so. Redis is a real one, on a free port and in a folder of the test.
+stand-in whose tokens are known and come when the test says so. Redis is a real one, on a free port and in a folder of
+the test.
 """
 
 from __future__ import annotations
@@ -363,8 +364,8 @@ async def test_a_worker_that_stood_still_does_not_answer_a_second_time(world: Wo
     async def stands_still(*_: Any) -> Any:
         await asyncio.sleep(10 * PATIENCE)
 
-    real_renew, sleeper.queue.renew = sleeper.queue.renew, stands_still  # type: ignore[method-assign]
-    sleeper.queue.claim = stands_still  # type: ignore[method-assign]
+    real_renew, sleeper.queue.renew = sleeper.queue.renew, stands_still  # type: ignore[method-assign,assignment]
+    sleeper.queue.claim = stands_still  # type: ignore[method-assign,assignment]
     world.worker(quick, "quick")
     await asked
     assert quick.served == still.served
