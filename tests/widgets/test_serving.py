@@ -159,3 +159,18 @@ def test_an_empty_window_is_said_to_be_empty():
     live = widgets.monitor_dashboard([(1.0, 0.5), (119.0, 0.5)])
     live.set(minute=live.controls["minute"].min + 20 * live.controls["minute"].step, window=5)
     assert "nothing in the window" in live.text
+
+
+def test_who_comes_at_the_very_end_of_a_request_finds_its_place_free():
+    even = StepSeconds(0.25, 0.0, 0.0)  # sums of quarters are exact
+    pair = [SimRequest(0.0, 10, 4), SimRequest(1.0, 10, 4)]
+    assert simulate_server(pair, 1.0, 1, 0, even).refused == 0
+
+
+def test_measured_points_are_drawn_where_they_were_measured(all_widgets):
+    live = all_widgets["load_curve"]
+    live.set(max_num_seqs=8, max_waiting=16)
+    squares = [line.get_xydata().tolist() for line in live.figure.axes[0].lines if line.get_marker() == "s"]
+    assert squares == [[[1.0, 30.0], [3.0, 90.0]]]
+    live.set(max_num_seqs=4)
+    assert [len(line.get_xdata()) for line in live.figure.axes[0].lines if line.get_marker() == "s"] == [0]
