@@ -386,16 +386,29 @@ from dataclasses import dataclass, field
 import prometheus_client as prometheus
 from fastapi import FastAPI, HTTPException, Response, status
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, PositiveInt, NonNegativeFloat, constr
+from pydantic import BaseModel, field_validator
 
 from labsupport.inference import SamplingParams
 
 
 class Query(BaseModel):
-    prompt: constr(min_length=1)
-    max_tokens: PositiveInt = 16
-    temperature: NonNegativeFloat = 1.0
+    prompt: str
+    max_tokens: int = 16
+    temperature: float = 1.0
     stream: bool = False
+
+    @field_validator("prompt", "max_tokens")
+    @classmethod
+    def something(cls, value):
+        if not value or type(value) is int and value < 0:
+            raise ValueError("must be more than nothing")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def warm(cls, value):
+        assert value >= 0
+        return value
 
 
 @dataclass

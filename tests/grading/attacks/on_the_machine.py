@@ -364,7 +364,7 @@ def reach_the_network(world: World) -> str:
     return f"""
 import os, socket
 for family, address in ((socket.AF_INET, ("127.0.0.1", {world.port})), (socket.AF_INET, ("10.0.0.1", 80)),
-                        (socket.AF_UNIX, "\\0labsupport-attack-{os.getpid()}")):
+                        (socket.AF_UNIX, "\\0{world.abstract_name}")):
     try:
         with socket.socket(family) as tcp:
             tcp.settimeout(1)

@@ -260,7 +260,7 @@ os._exit(0)
 """
 
 
-@code()
+@code("failed", "timeout")
 def return_more_than_is_taken(world: World) -> str:
     return """
 def quantize_int8(x, axis=None):

@@ -58,10 +58,14 @@ class World:
         self.home.chmod(0o777)
         (self.out / "overrides.csv").write_text("student,exercise,score,reason\n")
         self.datagrams.bind(("127.0.0.1", 0))
-        self.abstract.bind(f"\0labsupport-attack-{os.getpid()}")
+        self.abstract.bind(f"\0{self.abstract_name}")
         self.abstract.listen()
         for each in (self.listener, self.datagrams, self.abstract):
             each.setblocking(False)
+
+    @property
+    def abstract_name(self) -> str:
+        return f"labsupport-attack-{os.getpid()}-{self.folder.name}"
 
     @property
     def port(self) -> int:
