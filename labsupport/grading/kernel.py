@@ -18,6 +18,7 @@ from typing import Any
 
 FRAME = struct.Struct("<cIQ")
 ENTERED, CELL, STARTED, VALUES, NO_VALUES, DONE, FAILED = b"i", b"c", b"s", b"v", b"x", b"d", b"!"
+REPORT = b"E"  # the supervisor's own
 
 
 def send(descriptor: int, kind: bytes, index: int = 0, payload: bytes = b"") -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import labsupport
 
-RUNS_INSIDE = ("__init__", "zygote", "supervisor", "kernel", "sandbox", "namespaces", "landlock", "linux")
+RUNS_INSIDE = ("__init__", "zygote", "supervisor", "processes", "kernel", "sandbox", "namespaces", "landlock", "linux")
 ABSTRACT = """
 def inputs(self, seed): raise NotImplementedError
 def judge(self, inputs, values): raise NotImplementedError

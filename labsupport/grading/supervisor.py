@@ -11,18 +11,16 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from labsupport.grading import kernel, landlock, linux, namespaces
+from labsupport.grading.processes import anonymous_bytes, descendants, disk_bytes, end_all, remove
 from labsupport.grading.sandbox import Limits, Place, limit_resources
 
-REPORT = b"E"
 FORWARDED = {kernel.CELL, kernel.STARTED, kernel.VALUES, kernel.NO_VALUES, kernel.DONE}
 MAX_FRAMES = 2000
 POLL_SECONDS = 0.05
@@ -41,7 +39,7 @@ def supervise(level: str, limits: Limits, place: Place, report: int, run: Callab
     admitted, admit = os.pipe()
     if level == "namespaces":
         namespaces.prepare()
-    before = _anonymous_bytes(os.getpid())
+    before = anonymous_bytes(os.getpid())
     child = os.fork()
     if child == 0:
         _go_inside(level, limits, place, run, results_inside, output_inside, ask, admitted)
@@ -179,15 +177,15 @@ class _Watch:
             self.ended = "result"
         elif self.peak > limits.memory_bytes:
             self.ended = "memory"
-        elif self.level != "namespaces" and self.place.scratch and _disk_bytes(self.place.scratch) > limits.disk_bytes:
-            self.ended = "disk"
 
     def _look(self) -> None:
-        """Count processes, and the memory that is theirs alone, of all of them together."""
-        inside = _descendants(self.child)
-        self.peak = max(self.peak, sum(max(0, _anonymous_bytes(pid) - self.before) for pid in inside))
+        """Count processes, the memory that is theirs alone, of all of them together, and what they wrote."""
+        inside = descendants(self.child)
+        self.peak = max(self.peak, sum(max(0, anonymous_bytes(pid) - self.before) for pid in inside))
         if len(inside) > self.limits.processes:
             self.ended = "processes"
+        if self.place.scratch and disk_bytes(self.place.scratch) > self.limits.disk_bytes:
+            self.ended = "disk"
 
     def _has_exited(self) -> bool:
         try:
@@ -204,9 +202,9 @@ class _Watch:
                 os.kill(self.child, signal.SIGKILL)
         _, status, usage = os.wait4(self.child, 0)
         if self.level != "namespaces":
-            _end_all(self.child)
+            end_all(self.child)
             if self.place.scratch:
-                _remove(self.place.scratch)
+                remove(self.place.scratch)
         own = os.times()
         code = os.waitstatus_to_exitcode(status)
         if not self.ended and code == -signal.SIGXCPU:
@@ -221,69 +219,10 @@ class _Watch:
         }
         payload = json.dumps(found).encode()
         with contextlib.suppress(BrokenPipeError):
-            _write(self.report, kernel.FRAME.pack(REPORT, 0, len(payload)) + payload)
+            _write(self.report, kernel.FRAME.pack(kernel.REPORT, 0, len(payload)) + payload)
 
 
 def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _descendants(pid: int) -> list[int]:
-    found = [pid]
-    for each in found:
-        try:
-            for thread in os.listdir(f"/proc/{each}/task"):
-                with open(f"/proc/{each}/task/{thread}/children", encoding="ascii") as file:
-                    found += map(int, file.read().split())
-        except OSError:
-            continue
-    return found
-
-
-def _anonymous_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            lines = [line.split() for line in file if line.startswith(("RssAnon", "RssShmem"))]
-    except OSError:
-        return 0
-    return 1024 * sum(int(line[1]) for line in lines)
-
-
-def _end_all(group: int) -> None:
-    """End what is left without process ids of its own: orphans have become this process's children."""
-    for _ in range(2000):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-        left = _descendants(os.getpid())[1:]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none forks away
-            for pid in left:
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    continue
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
-
-
-def _disk_bytes(folder: str) -> int:
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except OSError:
-                continue
-    return total
-
-
-def _remove(folder: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.path.isdir(folder):  # folders without permissions, or nested deeper than Python recurses
-        subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", folder], stderr=subprocess.DEVNULL, check=False)
