@@ -178,6 +178,7 @@ class StandInEngine:
 
     def close(self) -> None:
         """The check is over: whatever thread still calls the engine ends quietly."""
+        _let_threads_exit()
         with self._turn:
             self._closed = True
             self._turn.notify_all()
@@ -230,3 +231,16 @@ class StandInEngine:
     def _end_if_closed(self) -> None:
         if self._closed:
             raise SystemExit
+
+
+def _let_threads_exit() -> None:
+    """`SystemExit` ends a thread without a word. So it is, unless somebody has set another hook, as pytest does."""
+    hook = threading.excepthook
+    if not getattr(hook, "lets_threads_exit", False):
+
+        def quiet(args: threading.ExceptHookArgs) -> None:
+            if args.exc_type is not SystemExit:
+                hook(args)
+
+        quiet.lets_threads_exit = True  # type: ignore[attr-defined]
+        threading.excepthook = quiet
