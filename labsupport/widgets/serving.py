@@ -288,8 +288,7 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
     over_time.set(xlim=(0, end / 60), ylim=(low, high), yscale="log")
     plain_ticks(over_time.yaxis, [t for t in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low < t < high])
     over_time.plot(times / 60, latencies, ".", color=GREY, alpha=0.35, ms=3, zorder=1)
-    over_time.axhline(threshold, color=BLACK, lw=1.1, ls=":", zorder=1)
-    over_time.text(0.01 * end / 60, threshold * 1.06, f"{threshold:g} s", fontsize=8, va="bottom")
+    over_time.axhline(threshold, color=BLACK, lw=1.1, ls=(0, (1, 2)), zorder=1, label=f"{threshold:g} s")
     band = over_time.axvspan(0, 1, ymax=0.88, color=SKY_BLUE, alpha=0.3, zorder=0, animated=True)
     styles = {"mean": (GREEN, ":"), "median": (BLUE, "-"), "95th": (ORANGE, "--"), "99th": (VERMILION, "-.")}
     fields = {"mean": "mean", "median": "p50", "95th": "p95", "99th": "p99"}
@@ -297,7 +296,7 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
         name: over_time.plot(ticks / 60, np.ones(len(ticks)), style, color=colour, label=name, animated=True)[0]
         for name, (colour, style) in styles.items()
     }
-    legend(over_time, loc="upper left", ncols=4, columnspacing=1.0, handlelength=1.6)
+    legend(over_time, loc="upper left", ncols=5, columnspacing=1.0, handlelength=1.6)
     now_bars.set(yscale="log", ylim=(low, high), yticks=[])
     now_bars.minorticks_off()
     now_bars.spines["left"].set_visible(False)
