@@ -139,7 +139,7 @@ class Server:
 
         async def send(message: dict[str, Any]) -> None:
             await asyncio.sleep(0)
-            if answer._gone.is_set() or answer.ended:
+            if answer._gone.is_set():
                 return
             if message["type"] == "http.response.start":
                 answer.status = message["status"]
@@ -148,8 +148,9 @@ class Server:
             elif message["type"] == "http.response.body":
                 last = not message.get("more_body", False)
                 answer.text += answer._decoder.decode(bytes(message.get("body", b"")), last)
-                if last:
+                if last and (answer.status or 500) < 500:  # else there is an error to come
                     answer.ended = True
+                if last:
                     answer._gone.set()  # to the app, a client that has its answer is gone
 
         try:

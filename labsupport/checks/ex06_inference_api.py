@@ -636,15 +636,17 @@ class CheckMetrics(ApiCheck):
                         if server.thread.ident not in engine.threads:  # else check_concurrent says so
                             scrape(server, "while a request runs")
                         engine.open()
-                    got.wait()
+                    ended = got.wait()
                     outcome["got"].append(got.plain())
+                    if not ended:
+                        break
                 scrape(server, "after three requests")
         return outcome
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         _judge_serving(values)
         scrapes = {when: _scrape(got, when) for when, got in values["scrapes"].items()}
-        for body, got in zip(inputs["bodies"], values["got"], strict=True):
+        for body, got in zip(inputs["bodies"], values["got"], strict=False):
             _ok(got, f"POST {COMPLETIONS} with {_short(body)}")
         before, after = scrapes["before the first request"], scrapes["after three requests"]
         for when, running in (("while a request runs", 1), ("after three requests", 0)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from labsupport.grading.notebook import InvalidNotebook, Submission, read_submis
 from labsupport.grading.results import CheckResult, Row, fingerprint, one_line
 from labsupport.grading.sandbox import Limits
 from labsupport.grading.warm import Outcome, SandboxError, WarmProcess
+
+# Python's own MemoryError has no message, one that an answer raises on purpose usually has
+_OUT_OF_MEMORY = re.compile(r"raised MemoryError(?!:)|ArrayMemoryError|can't allocate memory|not enough memory")
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,7 @@ class _Run:
 
     def _status(self, failed: list[CheckResult]) -> str:
         found = [status for status, _ in self.failures.values()]
-        out_of_memory = ("MemoryError", "can't allocate memory", "not enough memory")
-        if any(text in result.message for result in failed for text in out_of_memory):
+        if any(_OUT_OF_MEMORY.search(result.message) for result in failed):
             found.append("memory")
         return next((s for s in ("timeout", "memory", "exited", "output limit") if s in found), "failed")
 
@@ -169,7 +172,7 @@ def _judge(check: Check, inputs: Mapping[str, Any], data: bytes) -> Verdict:
 
 
 def _failure_of(why: str) -> tuple[str, str]:
-    return ("memory" if "MemoryError" in why else "failed"), one_line(why, 200)
+    return ("memory" if _OUT_OF_MEMORY.search(why) else "failed"), one_line(why, 200)
 
 
 def _cause(outcome: Outcome) -> tuple[str, str]:

@@ -333,13 +333,13 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
             f"{end // 60} minutes the 95th percentile crosses {threshold:g} s {_crossings(told)} times."
         )
 
-    step = end / 60 / 40
+    minutes = [end / 60 * k / 40 for k in range(1, 41)]
     return Live(
         figure,
         update,
         describe,
-        minute=ipywidgets.FloatSlider(
-            value=22 * step, min=step, max=end / 60, step=step, readout_format=".2f", description="Minute"
+        minute=ipywidgets.SelectionSlider(
+            options=[(f"{minute:.2f}", minute) for minute in minutes], value=minutes[21], description="Minute"
         ),
         window=ipywidgets.SelectionSlider(
             options=[(name, each) for each, name in windows], value=60, description="Window"

@@ -111,8 +111,9 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         _shut_down(lab, server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Ended with its file: until then playwright's event loop runs in this thread, where no other can."""
     executable = find_chromium()
     if executable is None:
         missing("no Chromium or Chrome on the PATH: apt-get install chromium")

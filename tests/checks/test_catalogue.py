@@ -29,7 +29,7 @@ def namespace_of(cells: dict[str, str]) -> dict:
     for cell, source in cells.items():
         filename = f"<{cell}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        exec(compile(source, filename, "exec"), namespace)
+        exec(compile(source, filename, "exec", dont_inherit=True), namespace)
     return namespace
 
 

@@ -119,7 +119,7 @@ def test_what_students_see_holds_no_secret(graded) -> None:
 
 def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> None:
     """So the tests above can fail. Only attacks that do no harm."""
-    names = ("read_the_solutions", "read_other_submissions", "read_the_catalogue_of_answers", "reach_the_network")
+    names = ("read_home", "read_other_submissions", "read_the_catalogue_of_answers", "reach_the_network")
     world = World(tmp_path / "world")
     monkeypatch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level="none"))
     world.submit("honest-1", notebook(HONEST["right"]))

@@ -34,6 +34,10 @@ RIGHT = {
         "dataclasses and typed, admits at the end of a step and in add, prints",
         "has_unfinished kept as an attribute, removal in reverse",
     ],
+    "ex06_inference_api": [
+        "def endpoints that step the engine themselves under a lock, printing",
+        "a task from the lifespan, checks by hand, runs the step in an executor",
+    ],
     "ex07_prune_and_distill": ["the course's own", "topk and scatter, the loss term by term, masks from the start"],
 }
 WRONG = {
@@ -42,6 +46,7 @@ WRONG = {
     "ex03_mha_vs_gqa": ["E63: keys of all query heads are kept", "a share in floats"],
     "ex04_gptq": ["E14: H is computed and never used", "no damping, dead columns not set"],
     "ex05_continuous_batching": ["E75: static batching", "E69: removes from the list that it iterates over"],
+    "ex06_inference_api": ["E78: async def calls engine.generate", "E81: JSON with constants"],
     "ex07_prune_and_distill": [
         "E38: the formula: alpha weighs the labels",
         "E35: zeros come back while it trains on",
