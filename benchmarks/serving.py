@@ -1,4 +1,4 @@
-"""What the server costs and withstands: ``python benchmarks/serving.py [--minutes 10] [--quick] [--only PART]``.
+"""What the server costs and withstands: ``python benchmarks/serving.py``; what it takes: ``--help``.
 
 The server is a process of its own (`labsupport serve`), the clients are this one: two cores, one thread of torch each.
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
     parser.add_argument("--quick", action="store_true", help="fewer requests, a soak of half a minute")
     parser.add_argument("--only", action="append", choices=["overhead", "health", "soak"], help="may be repeated")
+    parser.add_argument("--model", default="tiny", help="tiny (default) or smollm2-135m")
     parser.add_argument("--rate", type=float, help="of the soak, requests a second; else 80 %% of what was measured")
     parser.add_argument("--probe", nargs=2, metavar=("URL", "SECONDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -58,10 +59,10 @@ def main() -> None:
     parts = arguments.only or ["overhead", "health", "soak"]
     count, turns = (48, 1) if arguments.quick else (160, 3)
     minutes = 0.5 if arguments.quick else arguments.minutes
-    with server() as (url, process):
+    with server(arguments.model) as (url, process):
         capacity = arguments.rate and arguments.rate / 0.8
         if "overhead" in parts or (capacity is None and "soak" in parts):
-            capacity = overhead(url, process, count, turns)
+            capacity = overhead(url, process, arguments.model, count, turns)
         if "health" in parts:
             health(url, count)
         if "soak" in parts and capacity is not None:
@@ -69,8 +70,8 @@ def main() -> None:
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, psutil.Process]]:
-    command = [sys.executable, "-u", "-m", "labsupport.cli", "serve", "--port", "0", "--threads", "1"]
+def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
+    command = [sys.executable, "-u", "-m", "labsupport.cli", "serve", "--model", model, "--port", "0", "--threads", "1"]
     command += ["--max-num-seqs", str(RUNNING), "--max-waiting", "256"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -91,10 +92,10 @@ def server() -> Iterator[tuple[str, psutil.Process]]:
 # ------------------------------------------------------------------------------------------------ 1. overhead
 
 
-def overhead(url: str, process: psutil.Process, count: int, turns: int) -> float:
+def overhead(url: str, process: psutil.Process, model: str, count: int, turns: int) -> float:
     """Prints the comparison; requests a second that the server can stream."""
     plan = plan_requests(count, None, PROMPT, OUTPUT, seed=1)
-    engine = LLMEngine(load_lm("tiny", verbose=False), max_num_seqs=RUNNING)
+    engine = LLMEngine(load_lm(model, verbose=False), max_num_seqs=RUNNING)
     tokens = sum(each.max_tokens for each in plan)
     rows: dict[str, list[tuple[float, float]]] = {"bare engine": [], "API, plain": [], "API, streamed": []}
     for _ in range(turns + 1):  # the first turn warms up

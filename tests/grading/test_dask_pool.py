@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from labsupport.grading.grade import grade
 from labsupport.grading.job import Job
 from labsupport.grading.results import Row
 
@@ -114,6 +117,37 @@ def test_a_worker_killed_midway_loses_nothing_and_doubles_nothing(cluster, tmp_p
     again = [student for student, times in Counter(student for _, student in began).items() if times > 1]
     assert all(times <= 2 for times in Counter(student for _, student in began).values())
     assert {student for pid, student in began if pid == killed} >= set(again)
+
+
+@pytest.mark.slow
+def test_the_cluster_gives_the_rows_that_this_process_gives(cluster, tmp_path):
+    """The real jobs; the worker that is killed has already forked sandboxes of its own."""
+    for number, name in enumerate(["ex01_int8_symmetric", "ex02_kv_cache_size", "ex03_mha_vs_gqa"] * 2):
+        notebook = json.loads((ROOT / "solutions" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        if number % 2:
+            for cell in notebook["cells"]:
+                if "answer" in cell["metadata"].get("tags", []):
+                    cell["source"] = "".join(cell["source"]).replace("return ", "return None, ", 1)
+        path = tmp_path / "submissions" / f"s{number}" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    options = {"seed": 7, "course": ROOT, "unsafe_no_sandbox": True, "timeout": 120, "progress": False}
+    killer = threading.Thread(target=kill_when_busy, args=(cluster.workers[0],))
+    killer.start()
+    by_cluster = grade(tmp_path / "submissions", tmp_path / "by_cluster", dask=cluster.address, **options)
+    killer.join()
+    here = grade(tmp_path / "submissions", tmp_path / "here", **options)
+    assert cluster.workers[0].poll() == -signal.SIGKILL
+    told = [(row.student, row.exercise, row.score, row.status, row.message) for row in by_cluster]
+    assert told == [(row.student, row.exercise, row.score, row.status, row.message) for row in here]
+    assert Counter(row.status for row in by_cluster) == {"ok": 3, "failed": 3}
+
+
+def kill_when_busy(worker: subprocess.Popen) -> None:
+    """Once it has children: the warm process and the sandboxes."""
+    wait_until(lambda: len(psutil.Process(worker.pid).children(recursive=True)) > 1)
+    worker.kill()
+    worker.wait()
 
 
 @pytest.mark.slow
