@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,11 @@ MAX_FILE_BYTES = 20 * 2**20
 MAX_JSON_ITEMS = 2_000_000
 MAX_SOURCE_BYTES = 2**20  # of all cells that run
 MAX_CELLS = 5000
+# Allowed (a student may call a check), and seldom by chance. Who wants to hide it can: a hint for the class report.
+_REACHES_IN = re.compile(
+    r"\blabsupport\s*\.\s*checks\b|\blabsupport\s+import\b[^\n]*\bchecks\b|\bex0[1-7]\."
+    r"|\bsys\.modules\b|\bget_objects\b"
+)
 
 
 class InvalidNotebook(ValueError):
@@ -91,6 +97,9 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers)), *answers.items()]
     if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
         raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
+    written = [source for name, source in cells if name not in exercise.setup]
+    if any(_REACHES_IN.search(source) for source in written):
+        notes.append("your code names the course's checks, or Python's table of modules; a person should read it")
     attempted = any(not same_code(source, exercise.stubs[name]) for name, source in answers.items())
     return Submission(tuple(cells), answers, attempted, tuple(notes))
 

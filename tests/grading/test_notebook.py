@@ -95,6 +95,20 @@ def test_own_cells_run_only_if_an_answer_needs_a_name_of_theirs() -> None:
     assert [name for name, _ in read.cells][-2:] == ["a", "b"]
 
 
+@pytest.mark.parametrize("line", [
+    "from labsupport.checks import asgi", "import labsupport.checks.ex06", "from labsupport import checks as c",
+    "ex06.CheckHealth.run = lambda *_: {}", "sys.modules['x']", "gc.get_objects()",
+])  # fmt: skip
+def test_code_that_names_the_checks_is_pointed_at(line: str) -> None:
+    notes = read_submission(written(code("a", f"{line}\ndef f(x): return 1")), PRISTINE).notes
+    assert "your code names the course's checks" in notes[-1]
+
+
+def test_a_variable_may_be_called_checks() -> None:
+    answer = "checks = []\ndef f(x):\n    checks.append(x)\n    return x"
+    assert read_submission(written(code("a", answer)), PRISTINE).notes == ("there is no answer cell b",)
+
+
 def test_sources_may_be_lists_of_lines_and_nbformat_3() -> None:
     lines = code("a", ["def f(x):\n", "    return 1"])
     assert read_submission(written(lines), PRISTINE).answers["a"] == "def f(x):\n    return 1"
