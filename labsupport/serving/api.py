@@ -132,9 +132,9 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
         return _status(backend, backend.ready(), "ready", "no requests are taken")
 
     @app.get("/metrics", response_class=Response, responses={**refused, 200: {"content": {"text/plain": {}}}})
-    async def metrics(request: Request) -> Response:
+    async def metrics() -> Response:
         """Prometheus."""
-        text, content_type = app.state.metrics.exposition(request.headers.get("accept", ""))
+        text, content_type = app.state.metrics.exposition()
         return Response(text, headers={"content-type": content_type})
 
 

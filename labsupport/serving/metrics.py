@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from labsupport.serving.backend import Backend
 from labsupport.serving.observe import Observation
@@ -87,10 +87,10 @@ class Metrics:
         if seen.finished:
             self._observe("e2e_request_latency_seconds", seconds)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The text, and its content type: what the scraper asked for."""
-        encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
+    def exposition(self) -> tuple[bytes, str]:
+        """The text, and its content type. Never OpenMetrics, in which the library makes ``labsupport_`` of the prefix:
+        names would depend on who asks."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].labels(self._model).observe(max(0.0, value))

@@ -65,9 +65,13 @@ def test_latencies_agree_with_one_another(client: TestClient) -> None:
     assert 0 < first < first + between <= whole
 
 
-def test_openmetrics_for_those_who_ask(client: TestClient) -> None:
-    answer = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
-    assert "openmetrics" in answer.headers["content-type"] and answer.text.endswith("# EOF\n")
+@pytest.mark.parametrize("accept", ["", "*/*", "application/openmetrics-text; version=1.0.0"])
+def test_names_are_the_same_whoever_asks(client: TestClient, accept: str) -> None:
+    """prometheus-client writes ``labsupport_`` for scrapers that ask for OpenMetrics."""
+    answer = client.get("/metrics", headers={"accept": accept})
+    assert (
+        answer.headers["content-type"].startswith("text/plain") and "\nlabsupport:num_requests_running" in answer.text
+    )
 
 
 def test_paths_do_not_become_labels(client: TestClient) -> None:
