@@ -49,7 +49,7 @@ class LLMEngine:
         device, dtype: where and in what precision to compute; None: the model's. Another one makes a copy.
         memory_fraction: of the memory, for weights and cache together; None: 0.9, on a CPU 0.5.
         kv_cache_bits: 8 or 4: a quantized cache (chapter 3); None: the precision of the model.
-        fused: compute by fused.py; None: where it can, on a CPU in float32 with Numba and an unquantized cache.
+        fused: compute by fused.py; None: where it can, on a CPU in float32 with Numba, and no 4-bit cache.
 
     Raises:
         ValueError: a number is out of range, or the memory is too small.
@@ -82,9 +82,11 @@ class LLMEngine:
             memory_fraction = 0.5 if self.device.type == "cpu" else 0.9
         if not 0 < memory_fraction <= 1:
             raise ValueError(f"memory_fraction must be above 0 and at most 1; got {memory_fraction}")
-        can_fuse = kv_cache_bits is None and FusedLlama.supports(self.model)
+        can_fuse = FusedLlama.supports(self.model, kv_cache_bits)
         if fused and not can_fuse:
-            raise ValueError("fused must be False or None here: it needs a CPU, float32, Numba and kv_cache_bits=None")
+            raise ValueError(
+                "fused must be False or None here: it needs a CPU, float32, Numba and kv_cache_bits 8 or None"
+            )
         self._fused = FusedLlama(self.model, pack=can_copy(self.model)) if can_fuse and fused is not False else None
         if num_blocks is None:
             num_blocks = default_num_blocks(

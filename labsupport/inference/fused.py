@@ -2,7 +2,7 @@
 
 A decode step is many small operations. `Llama` says what they are; this says the same with q, k, v in one matmul, gate
 and up in one, and compiled code for all that lies between the matmuls (numba_ops.py). Attention of the sequences that
-decode reads keys and values through their block tables, where they lie.
+decode reads keys and values through their block tables, where they lie, as floats or as 8-bit codes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from labsupport.inference.merged import merge
-from labsupport.inference.packed import PackedBatch
+from labsupport.inference.packed import Chunk, PackedBatch
+from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
+from labsupport.kvcache.quantized import quantize_heads
 from labsupport.lm import Llama
 from labsupport.quantization.kernels import has_numba
 from labsupport.quantization.linear import IntegerLinear
 
 if has_numba():
-    from labsupport.inference.numba_ops import add_and_norm, decode_attention, rotate_and_store
+    from labsupport.inference.numba_ops import (
+        add_and_norm,
+        decode_attention,
+        decode_attention_int8,
+        rotate_and_store,
+    )
     from labsupport.quantization.numba_kernels import in_threads
 
 
@@ -41,15 +48,17 @@ class FusedLlama:
         self.lm_head = merge([model.lm_head], pack)
 
     @staticmethod
-    def supports(model: Llama) -> bool:
+    def supports(model: Llama, kv_cache_bits: int | None = None) -> bool:
         weight = model.embed_tokens.weight
-        return weight.device.type == "cpu" and weight.dtype == torch.float32 and has_numba()
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return on_cpu and kv_cache_bits in (None, 8) and has_numba()
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
         """What ``lm_head`` reads, for all tokens of the batch."""
         model, eps = self.model, self.model.config.rms_norm_eps
         x, (cos, sin) = model.embed(batch.tokens, batch)
-        attention = _Attention(batch, model.config.num_heads, cos[0, 0].numpy(), sin[0, 0].numpy())
+        kind = _Int8Attention if isinstance(batch.cache, QuantizedPagedKVCache) else _Attention
+        attention = kind(batch, model.config.num_heads, cos[0, 0].numpy(), sin[0, 0].numpy())
         normed = torch.empty_like(x[0])
         residual, delta, out = x[0].numpy(), torch.zeros_like(normed), normed.numpy()
         for index, layer in enumerate(self.layers):
@@ -95,14 +104,51 @@ class _Attention:
             arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
-            new = slice(chunk.start, chunk.end)
-            query = qkv[new, : self.width].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)[:, None, :, : chunk.length]
-            attended = F.scaled_dot_product_attention(
-                query[None], key, value, attn_mask=chunk.mask, is_causal=chunk.mask is None, enable_gqa=True
-            )
-            context[new] = attended[0].transpose(0, 1).flatten(1)
+            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)
+            self._attend_chunk(chunk, qkv[:, : self.width], key, value, context)
         return context
+
+    def _attend_chunk(self, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> None:
+        """query, context: [tokens, num_heads * head_dim]; key, value: [num_kv_heads, slots, head_dim]."""
+        new = slice(chunk.start, chunk.end)
+        own = query[new].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        attended = F.scaled_dot_product_attention(
+            own[None], key[None, :, : chunk.length], value[None, :, : chunk.length], attn_mask=chunk.mask,
+            is_causal=chunk.mask is None, enable_gqa=True,
+        )  # fmt: skip
+        context[new] = attended[0].transpose(0, 1).flatten(1)
+
+
+class _Int8Attention(_Attention):
+    """The same over `QuantizedPagedKVCache`: keys, values and queries turned, keys and values held as codes."""
+
+    cache: QuantizedPagedKVCache
+
+    def __init__(self, batch: PackedBatch, num_heads: int, cos: np.ndarray, sin: np.ndarray) -> None:
+        super().__init__(batch, num_heads, cos, sin)
+        self.blocks, self.places = (torch.from_numpy(each) for each in divmod(self.slots, self.cache.block_size))
+        self.table = torch.from_numpy(self.tables)
+        self.every = np.arange(len(self.slots))
+
+    def __call__(
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+    ) -> Float[Tensor, "tokens num_heads*head_dim"]:
+        cache = self.cache
+        new = torch.empty(2, len(qkv), cache.num_kv_heads, 1, cache.head_dim)  # a block for each token
+        rotate_and_store(qkv.numpy(), self.cos, self.sin, self.every, self.num_heads, *new.numpy())
+        for held, part in zip(cache._storage(), quantize_heads(cache.turn(new.squeeze(3)), cache.bits), strict=True):
+            held[layer_index].transpose(2, 3)[:, self.blocks, self.places] = part
+        query = cache.turn(qkv[:, : self.width].unflatten(1, (self.num_heads, -1))).flatten(1)
+        context = torch.empty(len(qkv), self.width)
+        if len(self.lengths):
+            keys, values = cache.codes[layer_index].numpy()
+            scales = cache.scales[layer_index][:, self.table].float().numpy()
+            arrays = (query.numpy(), keys, values, *scales, self.tables, self.lengths, context.numpy())
+            in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
+        for chunk in self.chunks:
+            key, value = (cache._dequantized(which, layer_index, chunk.table) for which in range(2))
+            self._attend_chunk(chunk, query, key, value, context)
+        return cache.turn(context.unflatten(1, (self.num_heads, -1))).flatten(1)
 
 
 def _function(linear: nn.Module) -> Callable[[Tensor], Tensor]:

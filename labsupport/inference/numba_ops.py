@@ -6,6 +6,7 @@ what to do than on doing it, and gathers keys that could be read where they lie.
     add_and_norm        x += y, then RMSNorm of x
     rotate_and_store    rotary embedding of queries and keys, and both caches written
     decode_attention    one query a sequence over its blocks, in place
+    decode_attention_int8    the same where the blocks hold 8-bit codes
 
 Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
 """
@@ -116,6 +117,51 @@ def decode_attention(query, keys, values, tables, lengths, out, first, last):  #
                     for t in range(count - count % U(4), count):
                         for i in range(head_dim):
                             out[row, o + i] += weights[g, begin + t] * values[block, head, t, i]
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def decode_attention_int8(query, keys, values, key_scales, value_scales, tables, lengths, out, first, last):  # type: ignore[no-untyped-def]
+    """As `decode_attention`. keys, values: uint8 codes of the same shape; number = code · scale + minimum.
+
+    key_scales, value_scales: [sequences, blocks, num_kv_heads, block_size, 2], in the order of ``tables``. A code is
+    never dequantized: q · k = scale · (q · code) + minimum · Σ q, and likewise for the values.
+    """
+    U, f32 = np.uint64, np.float32
+    kv_heads, block_size, head_dim = U(keys.shape[1]), U(keys.shape[2]), U(keys.shape[3])
+    group = U(query.shape[1]) // (kv_heads * head_dim)
+    root = f32(1) / np.sqrt(f32(head_dim))
+    weights = np.empty((group, U(tables.shape[1]) * block_size), np.float32)
+    powers = np.empty(weights.shape[1], np.int32)
+    for row in range(U(first), U(last)):
+        length = U(lengths[row])
+        for head in range(kv_heads):
+            start = head * group * head_dim
+            for g in range(group):
+                q = start + g * head_dim
+                total = f32(0)
+                for i in range(head_dim):
+                    total += query[row, q + i]
+                for index in range((length + block_size - U(1)) // block_size):
+                    block, begin = U(tables[row, index]), index * block_size
+                    for t in range(min(block_size, length - begin)):
+                        score = f32(0)
+                        for i in range(head_dim):
+                            score += query[row, q + i] * f32(keys[block, head, t, i])
+                        scale, minimum = key_scales[row, index, head, t, 0], key_scales[row, index, head, t, 1]
+                        weights[g, begin + t] = root * (scale * score + minimum * total)
+                _softmax(weights[g], powers, length)
+                for i in range(head_dim):
+                    out[row, q + i] = f32(0)
+                total = f32(0)
+                for index in range((length + block_size - U(1)) // block_size):
+                    block, begin = U(tables[row, index]), index * block_size
+                    for t in range(min(block_size, length - begin)):
+                        weight = weights[g, begin + t] * value_scales[row, index, head, t, 0]
+                        total += weights[g, begin + t] * value_scales[row, index, head, t, 1]
+                        for i in range(head_dim):
+                            out[row, q + i] += weight * f32(values[block, head, t, i])
+                for i in range(head_dim):
+                    out[row, q + i] += total
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)

@@ -203,15 +203,15 @@ def test_bfloat16_computes_in_bfloat16_and_leaves_the_model(lm: LanguageModel, p
     check_empty(engine)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits, fused", [(8, None), (8, False), (4, None)])
 def test_quantized_cache_gives_the_same_tokens_on_every_path(
-    lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]], bits: int
+    lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]], bits: int, fused: bool | None
 ) -> None:
-    alone = LLMEngine(lm, max_num_seqs=1, kv_cache_bits=bits, enable_prefix_caching=False)
+    alone = LLMEngine(lm, max_num_seqs=1, kv_cache_bits=bits, enable_prefix_caching=False, fused=fused)
     wanted = tokens(alone.generate(prompts, greedy()))
     every: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 16}, {"num_blocks": 9}]
     for options in every:
-        engine = LLMEngine(lm, kv_cache_bits=bits, **options)
+        engine = LLMEngine(lm, kv_cache_bits=bits, fused=fused, **options)
         assert tokens(engine.generate(prompts, greedy())) == wanted
         check_empty(engine)
     same = [a == b for mine, theirs in zip(wanted, reference, strict=True) for a, b in zip(mine, theirs, strict=True)]
@@ -225,7 +225,7 @@ def test_quantized_cache_holds_more_tokens_in_the_same_memory(lm: LanguageModel)
     with pytest.raises(ValueError, match="bits must be 4 or 8; got 3"):
         LLMEngine(lm, num_blocks=64, kv_cache_bits=3)
     with pytest.raises(ValueError, match="fused must be False"):
-        LLMEngine(lm, num_blocks=64, kv_cache_bits=8, fused=True)
+        LLMEngine(lm, num_blocks=64, kv_cache_bits=4, fused=True)
 
 
 def test_packed_pass_is_that_of_each_sequence_alone(lm: LanguageModel, prompts: list[list[int]]) -> None:
