@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from labsupport.inference.merged import merge
 from labsupport.inference.packed import Chunk, PackedBatch
 from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
-from labsupport.kvcache.quantized import quantize_heads
 from labsupport.lm import Llama
 from labsupport.quantization.kernels import has_numba
 from labsupport.quantization.linear import IntegerLinear
@@ -29,7 +28,10 @@ if has_numba():
         add_and_norm,
         decode_attention,
         decode_attention_int8,
+        find_ranges,
         rotate_and_store,
+        store_codes,
+        turn,
     )
     from labsupport.quantization.numba_kernels import in_threads
 
@@ -133,22 +135,34 @@ class _Int8Attention(_Attention):
     def __call__(
         self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
     ) -> Float[Tensor, "tokens num_heads*head_dim"]:
-        cache = self.cache
-        new = torch.empty(2, len(qkv), cache.num_kv_heads, 1, cache.head_dim)  # a block for each token
-        rotate_and_store(qkv.numpy(), self.cos, self.sin, self.every, self.num_heads, *new.numpy())
-        for held, part in zip(cache._storage(), quantize_heads(cache.turn(new.squeeze(3)), cache.bits), strict=True):
-            held[layer_index].transpose(2, 3)[:, self.blocks, self.places] = part
-        query = cache.turn(qkv[:, : self.width].unflatten(1, (self.num_heads, -1))).flatten(1)
+        cache, codes, scales = self.cache, self.cache.codes[layer_index], self.cache.scales[layer_index]
+        piece, num_kv_heads, head_dim = len(cache.hadamard), cache.num_kv_heads, cache.head_dim
+        new = torch.empty(2, len(qkv), num_kv_heads, head_dim)
+        keys_and_values = new.numpy()
+        rotate_and_store(
+            qkv.numpy(), self.cos, self.sin, self.every, self.num_heads, *keys_and_values[:, :, :, None]
+        )  # fmt: skip
+        turn(keys_and_values.reshape(-1, head_dim), piece)
+        ranges = torch.empty(2, len(qkv), num_kv_heads, 2)
+        find_ranges(keys_and_values.reshape(-1, head_dim), ranges.numpy().reshape(-1, 2))
+        held = ranges.clamp_(-65504, 65504).half()
+        scales.transpose(2, 3)[:, self.blocks, self.places] = held
+        as_held = held.float().numpy()  # codes for the scale as it is stored
+        keys, values = codes.numpy()
+        store_codes(keys_and_values[0], as_held[0], self.slots, keys)
+        store_codes(keys_and_values[1], as_held[1], self.slots, values)
+        query = qkv[:, : self.width].contiguous()
+        turn(query.numpy().reshape(-1, head_dim), piece)
         context = torch.empty(len(qkv), self.width)
         if len(self.lengths):
-            keys, values = cache.codes[layer_index].numpy()
-            scales = cache.scales[layer_index][:, self.table].float().numpy()
-            arrays = (query.numpy(), keys, values, *scales, self.tables, self.lengths, context.numpy())
+            key_scales, value_scales = scales[:, self.table].float().numpy()
+            arrays = (query.numpy(), keys, values, key_scales, value_scales, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
             key, value = (cache._dequantized(which, layer_index, chunk.table) for which in range(2))
             self._attend_chunk(chunk, query, key, value, context)
-        return cache.turn(context.unflatten(1, (self.num_heads, -1))).flatten(1)
+        turn(context.numpy().reshape(-1, head_dim), piece)
+        return context
 
 
 def _function(linear: nn.Module) -> Callable[[Tensor], Tensor]:

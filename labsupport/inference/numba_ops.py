@@ -6,7 +6,12 @@ what to do than on doing it, and gathers keys that could be read where they lie.
     add_and_norm        x += y, then RMSNorm of x
     rotate_and_store    rotary embedding of queries and keys, and both caches written
     decode_attention    one query a sequence over its blocks, in place
-    decode_attention_int8    the same where the blocks hold 8-bit codes
+
+and where the blocks hold 8-bit codes (labsupport.kvcache.quantized)
+
+    turn                     a Hadamard rotation of each head
+    find_ranges, store_codes what a row's codes mean, and the codes
+    decode_attention_int8    `decode_attention` on codes
 
 Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
 """
@@ -117,6 +122,49 @@ def decode_attention(query, keys, values, tables, lengths, out, first, last):  #
                     for t in range(count - count % U(4), count):
                         for i in range(head_dim):
                             out[row, o + i] += weights[g, begin + t] * values[block, head, t, i]
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def turn(x, size):  # type: ignore[no-untyped-def]
+    """x: [rows, head_dim], in place: x H for each piece of ``size`` = 2**n numbers (Walsh-Hadamard transform)."""
+    U, f32 = np.uint64, np.float32
+    root = f32(1) / np.sqrt(f32(size))
+    for row in range(U(x.shape[0])):
+        for i in range(U(x.shape[1])):
+            x[row, i] *= root
+        half = U(1)
+        while half < U(size):
+            for start in range(U(0), U(x.shape[1]), U(2) * half):
+                for i in range(start, start + half):
+                    a, b = x[row, i], x[row, i + half]
+                    x[row, i], x[row, i + half] = a + b, a - b
+            half *= U(2)
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def find_ranges(x, ranges):  # type: ignore[no-untyped-def]
+    """x: [rows, head_dim]; ranges: [rows, 2] gets scale and minimum: minimum + 255 · scale is the largest number."""
+    U = np.uint64
+    for row in range(U(x.shape[0])):
+        low = high = x[row, 0]
+        for i in range(U(x.shape[1])):
+            low, high = min(low, x[row, i]), max(high, x[row, i])
+        ranges[row, 0], ranges[row, 1] = (high - low) / np.float32(255), low
+
+
+@njit(fastmath=FAST_MATH, nogil=True, cache=True)
+def store_codes(x, scales, slots, codes):  # type: ignore[no-untyped-def]
+    """x: [tokens, num_kv_heads, head_dim]; scales: [tokens, num_kv_heads, 2]; codes: [blocks, num_kv_heads, block_size,
+    head_dim]; slots as in `rotate_and_store`."""
+    U, f32 = np.uint64, np.float32
+    block_size = U(codes.shape[2])
+    for token in range(U(x.shape[0])):
+        block, place = U(slots[token]) // block_size, U(slots[token]) % block_size
+        for head in range(U(x.shape[1])):
+            scale, minimum = max(scales[token, head, 0], f32(1e-7)), scales[token, head, 1]
+            for i in range(U(x.shape[2])):
+                code = np.rint((x[token, head, i] - minimum) / scale)
+                codes[block, head, place, i] = np.uint8(min(max(code, f32(0)), f32(255)))
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)

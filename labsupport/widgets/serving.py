@@ -131,6 +131,7 @@ def load_curve(
         "p50": wait.plot([], [], "s", color=BLUE, mec="white", ms=7, animated=True)[0],
         "refused": refusals.plot([], [], "D", color=VERMILION, mec="white", ms=7, animated=True)[0],
     }
+    room = refusals.text(0.03, 0.8, "", transform=refusals.transAxes, fontsize=9, animated=True)
     if measured:
         lines["key"] = wait.plot([], [], "s", color=GREY, mec="white", ms=7, label="measured here")[0]
     legend(wait, loc="upper left")
@@ -153,19 +154,21 @@ def load_curve(
         points["p95"].set_data(at_rates, [row[f"{column}_p95"] for row in rows])
         for line in here:
             line.set_xdata([rate, rate])
+        # without it the picture would not follow the slider while nobody is refused
+        room.set_text(f"{_room(max_waiting)} may wait")
 
     def describe(rate: float, max_num_seqs: int, max_waiting: int, latency: str) -> str:
         load = at(rate, max_num_seqs, max_waiting)
         waited: Percentiles | None = getattr(load, LATENCIES[latency])
-        room = "any number" if max_waiting == NO_BOUND else f"{max_waiting}"
         told = "nobody is answered" if waited is None else (
             f"{latency} after {_seconds(waited.p50)} for half of them, {_seconds(waited.p95)} for 95 %"
         )  # fmt: skip
         count = len(shown(max_num_seqs, max_waiting))
         beside = f" {count} measured points have these limits." if measured else ""
         return (
-            f"{rate:g} requests a second, {max_num_seqs} at a time, {room} may wait: {load.tokens_per_second:,.0f} "
-            f"tokens/s, {percent(load.refused)} refused, {told} ({len(offered)} requests, simulated).{beside}"
+            f"{rate:g} requests a second, {max_num_seqs} at a time, {_room(max_waiting)} may wait: "
+            f"{load.tokens_per_second:,.0f} tokens/s, {percent(load.refused)} refused, {told} "
+            f"({len(offered)} requests, simulated).{beside}"
         )
 
     start = measured[0] if measured else {"max_num_seqs": 8, "max_waiting": 16}
@@ -372,6 +375,10 @@ def _crossings(above: Sequence[bool]) -> int:
 def _decades(low: float, high: float) -> list[float]:
     ticks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 3)]
     return [tick for tick in ticks if low <= tick <= high]
+
+
+def _room(max_waiting: int) -> str:
+    return "any number" if max_waiting == NO_BOUND else f"{max_waiting}"
 
 
 def _round(value: float) -> float:
