@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from labsupport.serving.backend import Backend
 from labsupport.serving.observe import Observation
@@ -90,7 +90,8 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """The text, and its content type. Never OpenMetrics, in which the library makes ``labsupport_`` of the prefix:
         names would depend on who asks."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        encoder, content_type = choose_encoder("")
+        return encoder(self.registry), content_type
 
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].labels(self._model).observe(max(0.0, value))
