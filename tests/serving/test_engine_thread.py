@@ -168,14 +168,17 @@ def test_shutdown_lets_running_requests_finish(paused: Any) -> None:
     assert asyncio.run(scenario()).finish_reason == "length"
 
 
-def test_shutdown_cancels_what_does_not_finish(paused: Any, released: Callable[[LLMEngine], bool]) -> None:
+def test_shutdown_cancels_what_does_not_finish(
+    paused: Any, until: Callable[..., None], released: Callable[[LLMEngine], bool]
+) -> None:
     async def scenario() -> Any:
         backend = EngineThread(paused)
         await backend.start()
         task = asyncio.create_task(last(backend, "a", "The", LONG))
         await asyncio.to_thread(paused.entered.wait, 60)
         stopping = asyncio.create_task(backend.shutdown(0.01))
-        paused.permits.release(2)
+        await asyncio.to_thread(until, lambda: backend._stopping, "the time to finish is over")
+        paused.permits.release()  # the step that was under way
         output = await task
         paused.run_free()
         await stopping
