@@ -148,9 +148,8 @@ class Server:
             elif message["type"] == "http.response.body":
                 last = not message.get("more_body", False)
                 answer.text += answer._decoder.decode(bytes(message.get("body", b"")), last)
-                if last and (answer.status or 500) < 500:  # else there is an error to come
-                    answer.ended = True
                 if last:
+                    answer.ended = (answer.status or 500) < 500  # else there is an error to come
                     answer._gone.set()  # to the app, a client that has its answer is gone
 
         try:

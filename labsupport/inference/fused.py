@@ -142,9 +142,10 @@ class _Int8Attention(_Attention):
         rotate_and_store(
             qkv.numpy(), self.cos, self.sin, self.every, self.num_heads, *keys_and_values[:, :, :, None]
         )  # fmt: skip
-        turn(keys_and_values.reshape(-1, head_dim), piece)
+        heads = keys_and_values.reshape(-1, head_dim)  # the same numbers, a row for each head
+        turn(heads, piece)
         ranges = torch.empty(2, len(qkv), num_kv_heads, 2)
-        find_ranges(keys_and_values.reshape(-1, head_dim), ranges.numpy().reshape(-1, 2))
+        find_ranges(heads, ranges.numpy().reshape(-1, 2))
         held = ranges.clamp_(-65504, 65504).half()
         scales.transpose(2, 3)[:, self.blocks, self.places] = held
         as_held = held.float().numpy()  # codes for the scale as it is stored

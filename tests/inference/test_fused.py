@@ -126,8 +126,10 @@ def test_the_pass_is_that_of_the_model(config: LlamaConfig, pack: bool, bits: in
     for mine, wanted in zip(caches[1][1], caches[0][1], strict=True):
         torch.testing.assert_close(mine, wanted, atol=2e-4, rtol=2e-4)
     for mine, wanted in zip(caches[1][0]._storage(), caches[0][0]._storage(), strict=True):
-        # a sum in another order may move a number over the edge between two codes
-        torch.testing.assert_close(mine.float(), wanted.float(), atol=1e-4 if bits is None else 1.01, rtol=1e-3)
+        # a sum in another order may move a number over the edge between two codes, or a scale over that of a half
+        allowed = {torch.float32: (1e-4, 1e-4), torch.float16: (1e-3, 1e-3), torch.uint8: (1.01, 0.0)}
+        atol, rtol = allowed[wanted.dtype]
+        torch.testing.assert_close(mine.float(), wanted.float(), atol=atol, rtol=rtol)
 
 
 @needs_numba
