@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labsupport.lm.model import Llama, LlamaConfig
-from labsupport.quantization import kernels
+from labsupport.quantization.fast import kernels
 from labsupport.quantization.linear import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear
 from labsupport.quantization.rtn import rtn_quantize
 

@@ -33,10 +33,10 @@ import torch
 
 from labsupport.inference import LLMEngine, SamplingParams
 from labsupport.lm import load_lm
-from labsupport.serving.loadtest import Result, run_load
-from labsupport.serving.loadtest_report import Report
+from labsupport.serving.load.report import Report
+from labsupport.serving.load.tester import Result, run_load
+from labsupport.serving.load.workload import Planned, plan_requests
 from labsupport.serving.monitor import percentiles
-from labsupport.serving.workload import Planned, plan_requests
 
 RUNNING = 16
 PROMPT, OUTPUT = "uniform:32:128", "uniform:16:64"

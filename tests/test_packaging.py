@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
@@ -52,45 +51,6 @@ def test_subpackages_are_imported_when_asked_for() -> None:
     code = "import labsupport; print(labsupport.lm.__name__, 'lm' in dir(labsupport), hasattr(labsupport, 'no_such'))"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert outcome.stdout.split() == ["labsupport.lm", "True", "False"]
-
-
-def imported(path: Path, root: Path) -> set[str]:
-    """Subpackages and modules of labsupport that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(root).parts[:-1]
-            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
-            module = ".".join(filter(None, [base, node.module]))
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("labsupport.")}
-
-
-def test_imports_point_one_way(root: Path) -> None:
-    """lm <- chapter 1 <- chapter 2 <- widgets, checks <- grading; none knows what shows or checks it."""
-    allowed = {
-        "lm": {"lm"},
-        "quantization": {"lm", "quantization"},
-        "pruning": {"lm", "quantization", "pruning"},
-        "distillation": {"lm", "quantization", "pruning", "distillation"},
-        "kvcache": {"lm", "quantization", "kvcache"},
-        "inference": {"lm", "quantization", "kvcache", "inference"},
-        "serving": {"lm", "quantization", "pruning", "distillation", "kvcache", "inference", "serving"},
-    }
-    algorithms = set(allowed)
-    allowed |= {name: algorithms | {name} for name in ("widgets", "checks")}
-    allowed["grading"] = algorithms | {"checks", "grading"}
-    packages = {path.parent.name for path in (root / "labsupport").glob("*/__init__.py")}
-    assert packages <= set(allowed), "say here what the new subpackage may import"
-    modules = {path.stem for path in (root / "labsupport").glob("*.py")} - {"__init__", "cli", "doctor"}
-    shared = modules | {"__version__", "COURSE_URL"}
-    for module in modules:
-        assert imported(root / "labsupport" / f"{module}.py", root) <= shared, module
-    for package in packages:
-        for path in (root / "labsupport" / package).rglob("*.py"):
-            assert imported(path, root) <= allowed[package] | shared, path.relative_to(root)
 
 
 # --------------------------------------------------------------------------------------------- versions and extras

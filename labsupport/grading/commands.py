@@ -38,7 +38,7 @@ def grade(
 
     with errors_as_one_line():
         from labsupport.grading.grade import grade as grade_class
-        from labsupport.grading.warm import SandboxError
+        from labsupport.grading.sandbox.warm import SandboxError
 
         try:
             rows = grade_class(submissions, out, workers, dask, seed, timeout, course, unsafe_no_sandbox)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from labsupport.grading.job import Job, grade_one
-from labsupport.grading.results import Row, one_line
+from labsupport.grading.reports.results import Row, one_line
 
 CONNECT, WAIT_FOR_WORKERS = 30.0, 60.0  # seconds
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 import labsupport
 from labsupport import __version__
 from labsupport.checks import exercise, exercises
+from labsupport.grading.intake.notebook import InvalidNotebook, read_file
 from labsupport.grading.job import Job, close_warm_processes, grade_one, is_current, warm_process
-from labsupport.grading.notebook import InvalidNotebook, read_file
-from labsupport.grading.overrides import FILE as OVERRIDES
-from labsupport.grading.overrides import read_overrides
 from labsupport.grading.release import write_atomically
-from labsupport.grading.results import Results, Row, fingerprint, one_line
+from labsupport.grading.reports.overrides import FILE as OVERRIDES
+from labsupport.grading.reports.overrides import read_overrides
+from labsupport.grading.reports.results import Results, Row, fingerprint, one_line
 
 SEED_FILE = "seed.txt"
 
@@ -184,8 +184,8 @@ def _seed(out: Path) -> int:
 
 
 def _report(out: Path, rows: list[Row], pristine: dict[str, bytes]) -> None:
-    from labsupport.grading.notebook import read_submission
-    from labsupport.grading.report import write_reports
+    from labsupport.grading.intake.notebook import read_submission
+    from labsupport.grading.reports.write import write_reports
 
     stubs = {name: "\n\n".join(read_submission(data, data).answers.values()) for name, data in pristine.items()}
     write_reports(out, rows, stubs=stubs)

@@ -14,10 +14,10 @@ from typing import Any
 from labsupport import __version__
 from labsupport.checks import Check, Exercise, Verdict, exercise
 from labsupport.checks.plain import decode, encode
-from labsupport.grading.notebook import InvalidNotebook, Submission, read_submission
-from labsupport.grading.results import CheckResult, Row, fingerprint, one_line
-from labsupport.grading.sandbox import Limits
-from labsupport.grading.warm import Outcome, SandboxError, WarmProcess
+from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
+from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
+from labsupport.grading.sandbox.limits import Limits
+from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
 
 # Python's own MemoryError has no message, one that an answer raises on purpose usually has
 _OUT_OF_MEMORY = re.compile(r"raised MemoryError(?!:)|ArrayMemoryError|can't allocate memory|not enough memory")

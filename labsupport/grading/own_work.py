@@ -12,10 +12,10 @@ from pathlib import Path
 
 from labsupport import __version__
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
+from labsupport.grading.intake.notebook import Submission
 from labsupport.grading.job import Job, digest, grade_one
-from labsupport.grading.notebook import Submission
 from labsupport.grading.release import STUB, make_exercise, read_answers, read_notebook, to_text
-from labsupport.grading.results import CheckResult, Results, Row, fingerprint, one_line
+from labsupport.grading.reports.results import CheckResult, Results, Row, fingerprint, one_line
 
 IN_PROCESS = "none: the cells ran in this process, no sandbox works here"
 ME = "me"  # the one student of one's own results
@@ -33,7 +33,7 @@ def check_own(path: Path, timeout: float = 60.0) -> Row:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     job = Job(ME, name, data, pristine_of(path, name), PUBLIC_SEED, timeout)
-    from labsupport.grading.warm import SandboxError
+    from labsupport.grading.sandbox.warm import SandboxError
 
     try:
         return grade_one(job)
@@ -94,8 +94,8 @@ def _grade_in_process(job: Job) -> Row:
     from IPython.utils.capture import capture_output
     from traitlets.config import Config
 
-    from labsupport.grading.kernel import run_cell
-    from labsupport.grading.notebook import InvalidNotebook, read_submission
+    from labsupport.grading.intake.notebook import InvalidNotebook, read_submission
+    from labsupport.grading.sandbox.kernel import run_cell
 
     graded = exercise(job.exercise)
     blank = Row(job.student, job.exercise, 0, graded.points, "invalid notebook", "", isolation=IN_PROCESS,

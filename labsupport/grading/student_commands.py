@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from labsupport.grading.results import Row
+    from labsupport.grading.reports.results import Row
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +34,8 @@ def collect(
 
     with errors_as_one_line():
         from labsupport.checks import exercises
-        from labsupport.grading.collect import collect as collect_submissions
-        from labsupport.grading.roster import read_roster
+        from labsupport.grading.intake.collect import collect as collect_submissions
+        from labsupport.grading.intake.roster import read_roster
 
         if exercise is not None and exercise not in exercises():
             raise ValueError(f"--exercise must be one of {', '.join(exercises())}, got {exercise!r}")
@@ -71,8 +71,8 @@ def progress(
         if not folder.is_dir():
             raise ValueError(f"FOLDER must be the folder with your notebooks, got {folder}")
         from labsupport.grading.own_work import progress as progress_of
-        from labsupport.grading.results import file_name
-        from labsupport.lm.load import cache_root
+        from labsupport.grading.reports.results import file_name
+        from labsupport.lm.download import cache_root
 
         cache = cache_root() / "progress" / file_name(str(folder.resolve()))
         typer.echo(show_progress(progress_of(folder, cache)))
@@ -90,7 +90,7 @@ def override(
 
     with errors_as_one_line():
         from labsupport.checks import exercises
-        from labsupport.grading.overrides import FILE, Override, add_override
+        from labsupport.grading.reports.overrides import FILE, Override, add_override
 
         if exercise not in exercises():
             raise ValueError(f"exercise must be one of {', '.join(exercises())}, got {exercise!r}")
@@ -119,7 +119,7 @@ def export(
 
 def show(row: Row) -> str:
     """What `check` prints: the verdict of every check, word for word as in the feedback of a grading."""
-    from labsupport.grading.csv_safe import points
+    from labsupport.grading.reports.csv_safe import points
 
     lines = [f"{row.exercise}: {points(row.score)} of {points(row.max_score)} points, {row.status}"]
     lines += [f"  {check.message}" for check in row.checks] or [f"  {row.message}"]
@@ -131,7 +131,7 @@ def show(row: Row) -> str:
 def show_progress(table: list[tuple[str, Row | None]]) -> str:
     """What `progress` prints."""
     from labsupport.checks import exercise
-    from labsupport.grading.csv_safe import points
+    from labsupport.grading.reports.csv_safe import points
 
     lines = [f"{'exercise':<28}{'points':>9}  state"]
     for name, row in table:
@@ -146,10 +146,10 @@ def show_progress(table: list[tuple[str, Row | None]]) -> str:
 def _write_reports(grades: Path, roster: Path | None = None) -> list[Row]:
     """All reports again, of the rows that the last grading reported (older ones may lie beside them)."""
     from labsupport.grading.grade import read_exercises
-    from labsupport.grading.notebook import read_submission
-    from labsupport.grading.report import read_keys, write_reports
-    from labsupport.grading.results import Results
-    from labsupport.grading.roster import read_roster
+    from labsupport.grading.intake.notebook import read_submission
+    from labsupport.grading.intake.roster import read_roster
+    from labsupport.grading.reports.results import Results
+    from labsupport.grading.reports.write import read_keys, write_reports
 
     reported = read_keys(grades)
     rows = [row for row in Results(grades) if (row.student, row.exercise) in reported]

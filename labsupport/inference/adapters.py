@@ -26,7 +26,7 @@ import torch
 from labsupport.inference.engine import LLMEngine
 from labsupport.inference.sampling import SamplingParams
 from labsupport.lm import LanguageModel
-from labsupport.lm.load import save_lm
+from labsupport.lm.folder import save_lm
 
 
 @dataclass(frozen=True)

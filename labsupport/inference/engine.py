@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.inference.fused import FusedLlama
+from labsupport.inference.fast.fused import FusedLlama
 from labsupport.inference.memory import can_copy, default_num_blocks, on_device
 from labsupport.inference.packed import PackedBatch
 from labsupport.inference.request import Request, RequestOutput

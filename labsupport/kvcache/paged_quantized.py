@@ -19,7 +19,7 @@ from labsupport.kvcache.paged import PagedKVCache
 from labsupport.kvcache.paged_batch import PagedBatch
 from labsupport.kvcache.quantized import dequantize_heads, hadamard, quantize_heads
 from labsupport.lm import Llama
-from labsupport.quantization.packing import packed_size
+from labsupport.numerics.packing import packed_size
 
 
 class QuantizedPagedKVCache(PagedKVCache):

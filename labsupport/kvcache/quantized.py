@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from labsupport.kvcache.contiguous import KVCache, Step
 from labsupport.lm import Cache, Llama
-from labsupport.quantization.packing import pack, packed_size, unpack
+from labsupport.numerics.packing import pack, packed_size, unpack
 
 
 class QuantizedKVCache(KVCache):

@@ -1,12 +1,14 @@
 """The language model of the course: a readable Llama, its text, and how it is loaded, measured and sampled."""
 
-from .activations import layer_inputs
-from .cache import Cache, ConcatCache
-from .evaluate import perplexity, token_loss
-from .generate import generate
-from .load import LanguageModel, ModelNotAvailable, is_cached, load_lm, save_lm
-from .model import Llama, LlamaConfig
-from .text import corpus
+from labsupport.lm.activations import layer_inputs
+from labsupport.lm.cache import Cache, ConcatCache
+from labsupport.lm.download import ModelNotAvailable, is_cached
+from labsupport.lm.evaluate import perplexity, token_loss
+from labsupport.lm.folder import LanguageModel, save_lm
+from labsupport.lm.generate import generate
+from labsupport.lm.load import load_lm
+from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.text import corpus
 
 __all__ = [
     "Cache",

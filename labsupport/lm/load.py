@@ -1,48 +1,20 @@
 """``load_lm``: the language model by name or from a folder, with what was loaded always said.
 
-A model lies in a folder of Hugging Face's layout: ``config.json``, ``model.safetensors`` (or shards with their index)
-and ``tokenizer.json``. ``labsupport.json`` beside them, where we wrote the folder, records its source and checksum.
+Where the model comes from is `download.py`'s business, what its folder holds `folder.py`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from .model import Llama, LlamaConfig
-from .tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+from labsupport.lm.download import cache_root, cached_folder, fetch_smollm2
+from labsupport.lm.folder import LanguageModel, load_folder, read_record
 
 TINY_FOLDER = Path(__file__).parent / "weights"
 NAMES = ("tiny", "smollm2-135m")
-
-
-@dataclass
-class LanguageModel:
-    """``model(tokens)`` gives logits, ``tokenizer`` turns text into tokens and back; the rest says what this is."""
-
-    model: Llama
-    tokenizer: Tokenizer
-    name: str
-    source: str
-    precision: str
-
-    def __str__(self) -> str:
-        parameters = sum(p.numel() for p in self.model.parameters())
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        count = f"{parameters / 1e6:.1f} million parameters"
-        return f"{self.name}: {count}; from {self.source}; stored as {self.precision}, loaded as {dtype}"
 
 
 def load_lm(
@@ -63,8 +35,6 @@ def load_lm(
     if str(name) == "tiny":
         lm = load_folder(TINY_FOLDER, device, dtype)
     elif str(name) == "smollm2-135m":
-        from .download import fetch_smollm2
-
         folder = cached_folder("smollm2-135m", fetch_smollm2)
         lm = load_folder(folder, device, dtype)
     elif Path(name).is_dir():
@@ -74,194 +44,6 @@ def load_lm(
     if verbose:
         print(lm)
     return lm
-
-
-class ModelNotAvailable(RuntimeError):
-    """The model is in no cache and no source could supply it."""
-
-
-def load_folder(folder: Path, device: str | torch.device, dtype: torch.dtype) -> LanguageModel:
-    record = read_record(folder)
-    config = read_config(folder)
-    weights = read_weights(folder, record)
-    precision = record.get("precision") or str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    with torch.device("meta"):
-        model = Llama(config)
-    weights = {name.removeprefix("model."): value.to(device, dtype) for name, value in weights.items()}
-    if config.tie_embeddings and "embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["embed_tokens.weight"]
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"folder {folder.name} does not hold the weights its config.json promises: {error}") from error
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight  # assignment made two parameters of the one
-    tokenizer = read_tokenizer(folder, record)
-    name, source = record.get("name", folder.name), record.get("source", f"folder {folder.name}")
-    return LanguageModel(model.eval(), tokenizer, name, source, precision)
-
-
-def save_lm(lm: LanguageModel, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that `load_lm` reads; files appear complete or not at all.
-
-    Raises:
-        ValueError: the tokenizer is of a kind that has no file format here.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: (value if dtype is None else value.to(dtype)) for name, value in lm.model.state_dict().items()}
-    if lm.model.config.tie_embeddings:
-        state.pop("lm_head.weight")
-    record: dict[str, Any] = {"name": lm.name, "source": lm.source, "precision": lm.precision}
-    if isinstance(lm.tokenizer, BpeTokenizer):
-        lm.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
-    elif isinstance(lm.tokenizer, ByteTokenizer):
-        record["tokenizer"] = "bytes"
-    else:
-        raise ValueError(f"tokenizer must be a ByteTokenizer or a BpeTokenizer; got {type(lm.tokenizer).__name__}")
-    write_folder(folder, lm.model.config, state, record, lm.tokenizer.eos_token_id)
-
-
-def write_folder(
-    folder: Path, config: LlamaConfig, weights: dict[str, Tensor], record: dict[str, Any], eos_token_id: int
-) -> None:
-    prefixed = {
-        name if name.startswith("lm_head") else f"model.{name}": value.contiguous() for name, value in weights.items()
-    }
-    weights_file = folder / "model.safetensors"
-    temporary = weights_file.with_suffix(".tmp")
-    save_file(prefixed, temporary, metadata={"format": "pt"})
-    os.replace(temporary, weights_file)
-    write_json(folder / "config.json", _to_hugging_face(config, eos_token_id))
-    record = record | {"sha256": sha256(weights_file), "bytes": weights_file.stat().st_size}
-    write_json(folder / "labsupport.json", record)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "labsupport.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-_HUGGING_FACE_NAMES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "max_positions": "max_position_embeddings",
-    "tie_embeddings": "tie_word_embeddings",
-}
-
-
-def _to_hugging_face(config: LlamaConfig, eos_token_id: int) -> dict[str, Any]:
-    renamed = {_HUGGING_FACE_NAMES[name]: value for name, value in asdict(config).items()}
-    fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    return fixed | renamed | {"eos_token_id": eos_token_id}
-
-
-def read_config(folder: Path) -> LlamaConfig:
-    """``config.json`` as a `LlamaConfig`; anything that this Llama would compute wrongly is refused."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"folder must hold config.json; {folder.name} does not")
-    given = json.loads(path.read_text(encoding="utf-8"))
-    rope = given.get("rope_parameters") or {}  # transformers 5 keeps theta and scaling here
-    scaling = given.get("rope_scaling") or rope
-    allowed = {
-        "model_type": (given.get("model_type"), ("llama",)),
-        "hidden_act": (given.get("hidden_act", "silu"), ("silu",)),
-        "attention_bias": (given.get("attention_bias", False), (False,)),
-        "mlp_bias": (given.get("mlp_bias", False), (False,)),
-        "rope_scaling": (scaling.get("rope_type", scaling.get("type", "default")), ("default",)),
-    }
-    for key, (value, accepted) in allowed.items():
-        if value not in accepted:
-            raise ValueError(f"config.json: {key} must be {' or '.join(map(repr, accepted))}; got {value!r}")
-    values = {ours: given[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if given.get(theirs) is not None}
-    values.setdefault("num_kv_heads", given.get("num_attention_heads"))
-    values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    values["tie_embeddings"] = given.get("tie_word_embeddings", False)
-    missing = [theirs for ours, theirs in list(_HUGGING_FACE_NAMES.items())[:5] if values.get(ours) is None]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}")
-    return LlamaConfig(**values)
-
-
-def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
-    else:
-        raise ValueError(f"folder must hold model.safetensors; {folder.name} holds neither it nor an index of shards")
-    if "bytes" in record and single.stat().st_size != record["bytes"]:
-        raise ValueError(
-            f"{single.name} in {folder.name} has {single.stat().st_size:,} bytes where {record['bytes']:,} were "
-            f"written: delete the folder and load again"
-        )
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{file.name} in {folder.name} is missing or broken: {error}") from error
-    return weights
-
-
-def read_tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:
-    if record.get("tokenizer") == "bytes":
-        return ByteTokenizer()
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"folder must hold tokenizer.json; {folder.name} does not")
-    eos = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) else eos
-    return BpeTokenizer.from_file(path, eos_token_id=-1 if eos is None else eos)
-
-
-def cache_root() -> Path:
-    """Where fetched models are kept: ``$LABSUPPORT_CACHE``, else ``~/.cache/labsupport``."""
-    return Path(os.environ.get("LABSUPPORT_CACHE") or Path.home() / ".cache" / "labsupport")
-
-
-def cached_folder(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The cached folder ``name``; ``fetch`` fills a temporary one that is renamed only once it is complete."""
-    final = cache_root() / name
-    if (final / "labsupport.json").is_file():
-        return final
-    cache_root().mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_root()))
-    try:
-        fetch(temporary)
-        try:
-            os.replace(temporary, final)
-        except OSError:  # another process was faster
-            if not (final / "labsupport.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def is_cached(name: str) -> bool:
-    """Whether `load_lm` would load ``name`` without fetching anything."""
-    return name == "tiny" or (cache_root() / name / "labsupport.json").is_file()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_status() -> list[dict[str, Any]]:

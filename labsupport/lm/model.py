@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .cache import Cache
+from labsupport.lm.cache import Cache
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, each [batch or 1, 1, time, head_dim]
 

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .evaluate import bigram_loss, token_loss
-from .generate import generate
-from .load import TINY_FOLDER, load_lm, write_folder
-from .model import Llama, LlamaConfig
-from .text import corpus, training_documents
-from .tokenizer import ByteTokenizer
+from labsupport.lm.evaluate import bigram_loss, token_loss
+from labsupport.lm.folder import write_folder
+from labsupport.lm.generate import generate
+from labsupport.lm.load import TINY_FOLDER, load_lm
+from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.text import corpus, training_documents
+from labsupport.lm.tokenizer import ByteTokenizer
 
 TINY = LlamaConfig(
     vocab_size=256,

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
+from labsupport.lm.calibrate import check_calibration
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.pruning.dependencies import trace
 from labsupport.pruning.magnitude import check_sparsity, keep_largest
@@ -35,9 +37,6 @@ from labsupport.pruning.structured import (
     take,
     watch_inputs,
 )
-
-# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
-from labsupport.quantization.calibrate import check_calibration
 
 
 def prune_llama(

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 # The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
-from labsupport.quantization.affine import check_finite
+from labsupport.numerics.checks import check_finite
 
 
 @torch.no_grad()

@@ -23,14 +23,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+# Chapter 1's run through the model, not a second one: quantization knows nothing of pruning, so imports point one way.
+from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
+from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
 from labsupport.pruning.semi_structured import check_nm, nm_mask, parse_pattern
 from labsupport.pruning.sparsegpt import sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
-
-# Chapter 1's run through the model, not a second one: quantization knows nothing of pruning, so imports point one way.
-from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
-from labsupport.quantization.gptq import HessianAccumulator
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from labsupport.numerics.checks import check_finite
+from labsupport.numerics.packing import pack, packed_size, unpack
+
 # Indices are stored by chapter 1's packing: quantization knows nothing of pruning, so imports still point one way.
 from labsupport.pruning.magnitude import keep_largest
-from labsupport.quantization.affine import check_finite
-from labsupport.quantization.packing import pack, packed_size, unpack
 
 
 @torch.no_grad()

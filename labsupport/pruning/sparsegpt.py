@@ -20,12 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# Chapter 1's factor, not a second one: quantization knows nothing of pruning, so imports still point one way.
+from labsupport.numerics.checks import check_finite
+from labsupport.numerics.hessian import inverse_cholesky
 from labsupport.pruning.magnitude import check_sparsity, keep_largest
 from labsupport.pruning.semi_structured import check_nm, parse_pattern
-
-# Chapter 1's factor, not a second one: quantization knows nothing of pruning, so imports still point one way.
-from labsupport.quantization.affine import check_finite
-from labsupport.quantization.gptq import inverse_cholesky
 
 LAZY_COLUMNS = 64  # between two updates of everything further right: changes the speed, not the result
 

@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
+from labsupport.numerics.checks import check_finite
 from labsupport.pruning.magnitude import check_sparsity, keep_largest
 from labsupport.pruning.semi_structured import nm_mask, parse_pattern
-
-# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
-from labsupport.quantization.affine import check_finite
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MIN_BITS, MAX_BITS = 2, 8
+from labsupport.numerics.checks import check_bits, check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,20 +165,6 @@ def value_range(
     if not dims:  # x has no dimension to reduce: a scalar, or axis names all of them
         return x, x
     return x.amin(dims, keepdim=keepdim), x.amax(dims, keepdim=keepdim)
-
-
-def check_bits(bits: int) -> None:
-    """ValueError unless 2 <= bits <= 8: codes are stored in 8-bit integers, where more would wrap silently."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"bits must be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
-
-
-def check_finite(x: Float[Tensor, "*shape"], name: str = "x") -> None:
-    """ValueError that counts the NaN and infinite values of x, if there are any."""
-    if torch.isfinite(x).all():
-        return
-    nans, infs = int(torch.isnan(x).sum()), int(torch.isinf(x).sum())
-    raise ValueError(f"{name} must be finite, got {nans} NaN and {infs} infinite among {x.numel()} values")
 
 
 def to_groups(x: Float[Tensor, "*lead n"], group_size: int) -> Float[Tensor, "*lead groups group_size"]:

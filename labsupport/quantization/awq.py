@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.quantization.affine import check_bits, check_finite, to_groups
-from labsupport.quantization.gptq import HessianAccumulator
+from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.numerics.hessian import HessianAccumulator
+from labsupport.quantization.affine import to_groups
 from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, resolve_group_size
 from labsupport.quantization.rtn import rtn_quantize
 

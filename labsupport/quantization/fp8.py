@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.quantization.affine import check_finite, value_range
+from labsupport.numerics.checks import check_finite
+from labsupport.quantization.affine import value_range
 
 
 @dataclass(frozen=True)

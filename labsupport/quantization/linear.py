@@ -26,7 +26,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from labsupport.quantization.affine import QParams, choose_qparams
-from labsupport.quantization.kernels import (
+from labsupport.quantization.fast.kernels import (
     Int4Kernel,
     Int8Kernel,
     has_numba,
@@ -66,7 +66,7 @@ def quantize_rows(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Floa
 def _in_steps(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n 1"]]:
     """The same before rounding, which the kernel does as well: at batch 1 each operator counts."""
     if x.device.type == "cpu" and has_numba():
-        from labsupport.quantization.numba_kernels import rows_in_steps
+        from labsupport.quantization.fast.numba_kernels import rows_in_steps
 
         return rows_in_steps(x)
     scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
@@ -202,7 +202,7 @@ class DynamicQuantizedLinear(IntegerLinear):
         sums, weight_scale = self._packed_kernel()(steps), self._buffers["weight_scale"]
         assert weight_scale is not None
         if x.device.type == "cpu" and has_numba():
-            from labsupport.quantization.numba_kernels import scale_rows_and_columns
+            from labsupport.quantization.fast.numba_kernels import scale_rows_and_columns
 
             return scale_rows_and_columns(sums, scale, weight_scale)
         return sums.mul(scale).mul_(weight_scale)

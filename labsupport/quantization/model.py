@@ -25,10 +25,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labsupport.quantization.affine import check_bits
+from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
+from labsupport.numerics.checks import check_bits
+from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
-from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
-from labsupport.quantization.gptq import HessianAccumulator, gptq_quantize
+from labsupport.quantization.gptq import gptq_quantize
 from labsupport.quantization.linear import (
     DynamicQuantizedLinear,
     Int4WeightLinear,

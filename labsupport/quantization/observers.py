@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.quantization.affine import QParams, check_bits, check_finite, qparams_from_range, value_range
+from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.quantization.affine import QParams, qparams_from_range, value_range
 
 
 class Observer:

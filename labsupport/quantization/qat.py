@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labsupport.quantization.affine import QParams, check_bits, check_finite, fake_quantize
+from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.quantization.affine import QParams, fake_quantize
 from labsupport.quantization.qweight import QuantizedWeight
 
 _SMALLEST_STEP = 1e-8

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from labsupport.quantization.affine import check_bits, check_finite, qparams_from_range
-from labsupport.quantization.packing import pack, unpack
+from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.numerics.packing import pack, unpack
+from labsupport.quantization.affine import qparams_from_range
 
 # Where float16 keeps its 11 bits of precision. Scales outside stay float32.
 _HALF_NORMAL = (2.0**-14, 65504.0)

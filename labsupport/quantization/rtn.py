@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.quantization.affine import check_bits, check_finite, from_groups, to_groups
+from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.quantization.affine import from_groups, to_groups
 from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, quantize_to_codes, resolve_group_size
 
 

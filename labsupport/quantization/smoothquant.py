@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.quantization.calibrate import NUM_STAGES, Stage, check_calibration, stages
+from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, stages
 from labsupport.quantization.linear import quantize_rows, quantize_weight_int8
 
 ALPHAS = tuple(i / 10 for i in range(11))  # the grid of the search

@@ -23,10 +23,11 @@ from starlette.responses import Response
 
 from labsupport import __version__
 from labsupport.serving import errors
-from labsupport.serving.backend import Backend, as_backend
+from labsupport.serving.backend import Backend
 from labsupport.serving.chat import ChatTemplate, chat, chat_template
 from labsupport.serving.completions import complete
 from labsupport.serving.context import Context
+from labsupport.serving.engine_thread import as_backend
 from labsupport.serving.errors import RESPONSES, ApiError
 from labsupport.serving.metrics import Metrics
 from labsupport.serving.middleware import ServingMiddleware

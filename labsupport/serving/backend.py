@@ -10,7 +10,7 @@ await backend.shutdown(drain_seconds=5)
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from labsupport.inference.request import RequestOutput
 from labsupport.inference.sampling import SamplingParams
@@ -83,20 +83,3 @@ class Unavailable(Exception):
 
 class GenerationFailed(Exception):
     """An accepted request was lost to an error inside."""
-
-
-def as_backend(engine: Any, max_waiting: int | None = None) -> Backend:
-    """A `Backend` as it is; an `LLMEngine` with a thread of its own, always the same one for the same engine.
-
-    max_waiting: requests that may wait beside those that run; None: 64. For an engine only.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if all(callable(getattr(engine, name, None)) for name in ("stream", "start", "shutdown", "alive", "ready")):
-        return engine
-    if all(callable(getattr(engine, name, None)) for name in ("add_request", "step", "abort")):
-        from labsupport.serving.engine_thread import EngineThread
-
-        return EngineThread.of(engine, max_waiting)
-    raise ValueError(f"engine must be an LLMEngine or a serving Backend; got {type(engine).__name__}")

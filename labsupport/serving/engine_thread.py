@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from labsupport.inference.request import RequestOutput
 from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.stats import EngineStats
-from labsupport.serving.backend import GenerationFailed, Overloaded, Unavailable
+from labsupport.serving.backend import Backend, GenerationFailed, Overloaded, Unavailable
 from labsupport.serving.mailbox import Delivery, Mailbox, accepted, hand_over
 
 logger = logging.getLogger("labsupport.serving")
@@ -275,3 +275,20 @@ class EngineThread:
             thread.join(_JOIN_SECONDS)
             if thread.is_alive():
                 logger.error("the engine's thread did not end within %.0f s", _JOIN_SECONDS)
+
+
+def as_backend(engine: Any, max_waiting: int | None = None) -> Backend:
+    """A `Backend` as it is; an `LLMEngine` with a thread of its own, always the same one for the same engine.
+
+    max_waiting: requests that may wait beside those that run; None: 64. For an engine only.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if all(callable(getattr(engine, name, None)) for name in ("stream", "start", "shutdown", "alive", "ready")):
+        return engine
+    if all(callable(getattr(engine, name, None)) for name in ("add_request", "step", "abort")):
+        from labsupport.serving.engine_thread import EngineThread
+
+        return EngineThread.of(engine, max_waiting)
+    raise ValueError(f"engine must be an LLMEngine or a serving Backend; got {type(engine).__name__}")

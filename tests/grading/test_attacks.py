@@ -16,10 +16,10 @@ from attacks import on_the_file, on_the_machine, on_the_notebook, on_the_verdict
 from attacks.world import ATTACKS, RIGHT, World, notebook
 
 from labsupport.grading import job as jobs
-from labsupport.grading import zygote
 from labsupport.grading.grade import grade
-from labsupport.grading.results import Row
-from labsupport.grading.warm import SandboxError, WarmProcess
+from labsupport.grading.reports.results import Row
+from labsupport.grading.sandbox import zygote
+from labsupport.grading.sandbox.warm import SandboxError, WarmProcess
 
 pytestmark = pytest.mark.slow
 PARTLY_RIGHT = {"answer-quantize": RIGHT.split("def dequantize")[0]}
@@ -33,7 +33,7 @@ def processes_inside() -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if "labsupport.grading.zygote" in command or folder.stat().st_uid >= zygote.FIRST_UID:
+            if "labsupport.grading.sandbox.zygote" in command or folder.stat().st_uid >= zygote.FIRST_UID:
                 found.append(command)
         except OSError:
             continue

@@ -18,7 +18,7 @@ import pytest
 
 from labsupport.grading.grade import grade
 from labsupport.grading.job import Job
-from labsupport.grading.results import Row
+from labsupport.grading.reports.results import Row
 
 pytest.importorskip("distributed", reason="needs the extra `grade`")
 from distributed import Client

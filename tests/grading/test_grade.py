@@ -19,8 +19,8 @@ from labsupport.grading import grade as grading
 from labsupport.grading import job as jobs
 from labsupport.grading.grade import find_submissions, grade, read_exercises
 from labsupport.grading.job import Job, close_warm_processes, grade_one, is_current
-from labsupport.grading.results import Results, Row, file_name, one_line
-from labsupport.grading.warm import SandboxError
+from labsupport.grading.reports.results import Results, Row, file_name, one_line
+from labsupport.grading.sandbox.warm import SandboxError
 
 EX01 = "ex01_int8_symmetric"
 PRISTINE = (ROOT / "exercises" / f"{EX01}.ipynb").read_bytes()

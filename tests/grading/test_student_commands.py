@@ -15,8 +15,8 @@ from labsupport.grading import own_work
 from labsupport.grading.job import Job, grade_one
 from labsupport.grading.own_work import IN_PROCESS, check_own, exercise_of, pristine_of
 from labsupport.grading.release import place_answers, read_notebook, to_text
-from labsupport.grading.results import Results
-from labsupport.grading.warm import SandboxError
+from labsupport.grading.reports.results import Results
+from labsupport.grading.sandbox.warm import SandboxError
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
@@ -38,7 +38,7 @@ def hand_in(path: Path, cells: dict[str, str] | None = None) -> Path:
 @pytest.fixture
 def graded(tmp_path, monkeypatch):
     """A class of three, collected and with reports, as after `labsupport grade`."""
-    from labsupport.grading.report import write_reports
+    from labsupport.grading.reports.write import write_reports
 
     monkeypatch.chdir(ROOT)
     for student, cells in (("alice", RIGHT[0].cells), ("bob", WRONG[0].cells), ("carol", None)):

@@ -38,7 +38,7 @@ def test_logits_equal_transformers(num_kv_heads, tie, tmp_path):
 @pytest.mark.smollm2
 def test_smollm2_logits_equal_transformers():
     transformers = pytest.importorskip("transformers")
-    from labsupport.lm.load import cache_root
+    from labsupport.lm.download import cache_root
 
     lm = load_lm("smollm2-135m", verbose=False)
     theirs = transformers.LlamaForCausalLM.from_pretrained(cache_root() / "smollm2-135m", dtype=torch.float32)

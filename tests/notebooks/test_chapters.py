@@ -24,7 +24,12 @@ MACHINE_MADE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f-]*)?")
 PRIVATE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home/\w+|Users/\w+|tmp/\w+)/")
 
 
-COLAB_LACKS = ("jaxtyping", "wadler-lindig", "gguf")  # of all that labsupport imports; see constraints-colab.txt
+COLAB_LACKS = (
+    "jaxtyping",
+    "wadler-lindig",
+    "lazy-loader",
+    "gguf",
+)  # of all that labsupport imports; see constraints-colab.txt
 
 
 def by_name(path: Path) -> str:

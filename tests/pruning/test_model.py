@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from labsupport.lm import corpus, load_lm, perplexity
 from labsupport.lm.activations import layer_inputs
 from labsupport.lm.evaluate import token_loss
-from labsupport.lm.load import LanguageModel
+from labsupport.lm.folder import LanguageModel
 from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import global_magnitude_masks, magnitude_mask
 from labsupport.pruning.model import LINEARS
 from labsupport.pruning.model import prune_model as typed_prune_model
 from labsupport.pruning.sparsegpt import sparsegpt_prune
 from labsupport.pruning.wanda import InputNorm, wanda_mask
-from labsupport.quantization.gptq import HessianAccumulator
 
 prune_model: Any = typed_prune_model  # Any: the report is an attribute of the model
 METHODS = ("magnitude", "wanda", "sparsegpt")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import achieved_sparsity, magnitude_mask
 from labsupport.pruning.semi_structured import nm_mask
 from labsupport.pruning.sparsegpt import sparsegpt_prune, sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
-from labsupport.quantization.gptq import HessianAccumulator
 
 
 def correlated(tokens: int, features: int, seed: int = 0, mixing_seed: int = 100) -> Tensor:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from labsupport.quantization.gptq import GPTQStep, HessianAccumulator, gptq_quantize, gptq_steps, inverse_cholesky
+from labsupport.numerics.hessian import HessianAccumulator, inverse_cholesky
+from labsupport.quantization.gptq import GPTQStep, gptq_quantize, gptq_steps
 from labsupport.quantization.qweight import find_scale_zero, quantize_to_codes
 from labsupport.quantization.rtn import rtn_quantize
 

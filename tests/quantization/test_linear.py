@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labsupport.quantization import kernels
 from labsupport.quantization import linear as linear_module
 from labsupport.quantization.affine import choose_qparams, dequantize, quantize
+from labsupport.quantization.fast import kernels
 from labsupport.quantization.linear import (
     DynamicQuantizedLinear,
     Int4WeightLinear,

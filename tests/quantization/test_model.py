@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from labsupport.lm import Llama, LlamaConfig, perplexity
+from labsupport.lm.calibrate import batch_windows, stages
+from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
-from labsupport.quantization.calibrate import batch_windows, stages
-from labsupport.quantization.gptq import HessianAccumulator, gptq_quantize
+from labsupport.quantization.gptq import gptq_quantize
 from labsupport.quantization.linear import (
     DynamicQuantizedLinear,
     Int4WeightLinear,

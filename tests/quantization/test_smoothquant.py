@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from labsupport.lm.calibrate import stages
 from labsupport.lm.model import Llama, LlamaConfig
-from labsupport.quantization.calibrate import stages
 from labsupport.quantization.linear import DynamicQuantizedLinear
 from labsupport.quantization.smoothquant import smooth_model, smoothing_scale, w8a8_error
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from labsupport.cli import app
 from labsupport.inference import LLMEngine
 from labsupport.serving import create_app
-from labsupport.serving.commands import Quantization, load, read_keys
+from labsupport.serving.options import Quantization, load, read_keys
 
 runner = CliRunner()
 

@@ -1,0 +1,2 @@
+COURSE_URL: str
+__version__: str

@@ -1,0 +1,31 @@
+from .classifier import accuracy, compress_digits, confidence_interval, digits_gain, train_digits
+from .digits import Digits, cnn, load_digits, mlp, shift_images
+from .distiller import Distiller
+from .losses import FeatureLoss, distillation_loss, distribution_divergence, next_token_pairs, sequence_targets
+from .measuring import CompressionTable, memory_bytes, stored_bytes
+from .pipeline import QUICK, compress_lm, small_student
+
+__all__ = [
+    "QUICK",
+    "CompressionTable",
+    "Digits",
+    "Distiller",
+    "FeatureLoss",
+    "accuracy",
+    "cnn",
+    "compress_digits",
+    "compress_lm",
+    "confidence_interval",
+    "digits_gain",
+    "distillation_loss",
+    "distribution_divergence",
+    "load_digits",
+    "memory_bytes",
+    "mlp",
+    "next_token_pairs",
+    "sequence_targets",
+    "shift_images",
+    "small_student",
+    "stored_bytes",
+    "train_digits",
+]

@@ -1,0 +1,211 @@
+"""Read a submission: a file that anyone may have written, from any editor, into the sources that will run.
+
+Only the source of the answer cells is taken; outputs, metadata, check cells and all else of the file are ignored. An
+answer cell is known, in this order, by its id; by the id that Colab or nbgrader keep in the metadata (both write old
+nbformat, without ids); by its tag `answer` and position, if there are as many as in the exercise; by what it defines.
+The last comes into play too when the cell was left as it was and the functions stand in a cell of the student's own.
+
+A student's own cells run only if an answer uses a name that they define (an import, a helper). They run in the
+sandbox, so this gives nothing away, and a right answer stays right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from labsupport.grading.intake.cell_code import defined_functions, defined_names, same_code, used_names
+
+MAX_FILE_BYTES = 20 * 2**20
+MAX_JSON_ITEMS = 2_000_000
+MAX_SOURCE_BYTES = 2**20  # of all cells that run
+MAX_CELLS = 5000
+# Allowed (a student may call a check), and seldom by chance. Who wants to hide it can: a hint for the class report.
+_REACHES_IN = re.compile(
+    r"\blabsupport\s*\.\s*checks\b|\blabsupport\s+import\b[^\n]*\bchecks\b|\bex0[1-7]\."
+    r"|\bsys\.modules\b|\bget_objects\b"
+)
+
+
+class InvalidNotebook(ValueError):
+    """The file cannot be graded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What runs, in order, and what is to be said of the notebook."""
+
+    cells: tuple[tuple[str, str], ...]  # (id, source): setup, the student's own that are needed, answers
+    answers: dict[str, str]  # id -> source of the answer cells, as given out where the student has none
+    attempted: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    ids: tuple[str, ...]  # its own, then those in its metadata
+    source: str
+    tags: tuple[str, ...]
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file that is not too large. No link is followed, no pipe waited for.
+
+    Raises:
+        InvalidNotebook: it is something else.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        why = "it is a symbolic link" if path.is_symlink() else error.strerror
+        raise InvalidNotebook(f"{why}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidNotebook("it is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InvalidNotebook(
+                f"it has {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} are read: clear outputs"
+            )
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def read_submission(data: bytes, pristine: bytes) -> Submission:
+    """The submission in ``data`` for the exercise ``pristine``, both the bytes of a notebook.
+
+    Raises:
+        InvalidNotebook: ``data`` is no notebook.
+    """
+    exercise = _read_exercise(pristine)
+    theirs = read_cells(data)
+    found, notes = _find_answers(theirs, exercise)
+    answers = {name: found.get(name, stub) for name, stub in exercise.stubs.items()}
+    answer_cells = set(found.values())
+    own = [cell.source for cell in theirs if cell.source not in answer_cells and cell.source not in exercise.sources]
+    helpers = _helpers(own, [*answers.values()], exercise.setup)
+    if helpers:
+        notes.append(f"{len(helpers)} of your own cells ran too: your answers use names that they define")
+    cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers)), *answers.items()]
+    if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
+        raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
+    written = [source for name, source in cells if name not in exercise.setup]
+    if any(_REACHES_IN.search(source) for source in written):
+        notes.append("your code names the course's checks, or Python's table of modules; a person should read it")
+    attempted = any(not same_code(source, exercise.stubs[name]) for name, source in answers.items())
+    return Submission(tuple(cells), answers, attempted, tuple(notes))
+
+
+def read_cells(data: bytes) -> list[Cell]:
+    """The code cells of a notebook of nbformat 3 or 4."""
+    if not data.strip():
+        raise InvalidNotebook("the file is empty")
+    if data.count(b"[") + data.count(b"{") + data.count(b",") > MAX_JSON_ITEMS:
+        raise InvalidNotebook(f"it holds more than {MAX_JSON_ITEMS:,} values")
+    try:
+        notebook = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InvalidNotebook("it is not in UTF-8") from None
+    except RecursionError:
+        raise InvalidNotebook("it is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidNotebook(f"it is not JSON ({error})") from None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if cells is None and isinstance(notebook, dict) and isinstance(notebook.get("worksheets"), list):  # nbformat 3
+        sheets = [sheet for sheet in notebook["worksheets"] if isinstance(sheet, dict)]
+        cells = [cell for sheet in sheets if isinstance(sheet.get("cells"), list) for cell in sheet["cells"]]
+    if not isinstance(cells, list):
+        raise InvalidNotebook("it has no list of cells")
+    if len(cells) > MAX_CELLS:
+        raise InvalidNotebook(f"it has {len(cells)} cells, at most {MAX_CELLS} are read")
+    return [read for cell in cells if isinstance(cell, dict) and (read := _read_cell(cell)) is not None]
+
+
+def _read_cell(cell: dict[str, Any]) -> Cell | None:
+    if cell.get("cell_type") != "code":
+        return None
+    source = cell.get("source", cell.get("input", ""))
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    if not isinstance(source, str):
+        return None
+    metadata = cell["metadata"] if isinstance(cell.get("metadata"), dict) else {}
+    nbgrader = metadata["nbgrader"] if isinstance(metadata.get("nbgrader"), dict) else {}
+    ids = (cell.get("id"), metadata.get("id"), nbgrader.get("grade_id"))
+    tags = metadata["tags"] if isinstance(metadata.get("tags"), list) else []
+    return Cell(
+        tuple(name for name in ids if isinstance(name, str)), source, tuple(tag for tag in tags if isinstance(tag, str))
+    )
+
+
+@dataclass(frozen=True)
+class _Exercise:
+    setup: dict[str, str]  # id -> source of the cells that answers rely on
+    stubs: dict[str, str]
+    sources: frozenset[str]  # of all code cells
+
+
+@lru_cache(maxsize=32)
+def _read_exercise(pristine: bytes) -> _Exercise:
+    cells = read_cells(pristine)
+    stubs = {cell.ids[0]: cell.source for cell in cells if "answer" in cell.tags}
+    # cells that show something (their output is not compared) and check cells are not what answers rely on
+    setup = {c.ids[0]: c.source for c in cells if not {"answer", "check", "nbval-ignore-output"} & set(c.tags)}
+    return _Exercise(setup, stubs, frozenset(cell.source for cell in cells))
+
+
+def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, str], list[str]]:
+    """Answer cell's id -> what the student wrote in it, and notes."""
+    found: dict[str, str] = {}
+    notes = []
+    tagged = [cell for cell in theirs if "answer" in cell.tags]
+    nameless = not any(set(cell.ids) & set(exercise.stubs) for cell in theirs)
+    by_position = dict(zip(exercise.stubs, tagged, strict=False)) if len(tagged) == len(exercise.stubs) else {}
+    for name, stub in exercise.stubs.items():
+        same_id = [cell.source for cell in theirs if name in cell.ids]
+        written = [source for source in same_id if not same_code(source, stub)]
+        if len(set(same_id)) > 1:
+            notes.append(f"{len(same_id)} cells have the id {name}: the last one that is not as given out counts")
+        if not same_id and nameless and by_position:
+            same_id = [by_position[name].source]
+            written = [source for source in same_id if not same_code(source, stub)]
+        if not written:  # a cell without its id, or one of the student's own beside the untouched one
+            wanted = defined_functions(stub)
+            written = [
+                c.source for c in theirs if _is_own(c, exercise) and wanted and wanted <= defined_functions(c.source)
+            ]
+            if written:
+                notes.append(
+                    f"the answer to {name} was found in another cell, which defines {', '.join(sorted(wanted))}"
+                )
+            elif not same_id:
+                notes.append(f"there is no answer cell {name}")
+        if written or same_id:
+            found[name] = (written or same_id)[-1]
+    return found, notes
+
+
+def _is_own(cell: Cell, exercise: _Exercise) -> bool:
+    return not set(cell.ids) & set(exercise.stubs) and cell.source not in exercise.sources
+
+
+def _helpers(own: list[str], answers: list[str], setup: dict[str, str]) -> list[str]:
+    """Those of the student's ``own`` cells that define a name which answers, or other helpers, use and lack."""
+    given = set().union(*(defined_names(source) for source in (*setup.values(), *answers)))
+    missing = set().union(*(used_names(source) for source in answers)) - given
+    defines = [defined_names(source) - given for source in own]
+    chosen: set[int] = set()
+    while True:
+        new = {i for i, names in enumerate(defines) if names & missing and i not in chosen}
+        if not new:
+            return [own[i] for i in sorted(chosen)]
+        chosen |= new
+        missing |= set().union(*(used_names(own[i]) for i in new)) - given

@@ -1,0 +1,1 @@
+"""What is made of the rows once a class is graded: pages, tables, and files for the LMS."""

@@ -1,0 +1,1 @@
+"""Where code that nobody vouches for runs, shut in; what comes out is data."""

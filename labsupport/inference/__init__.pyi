@@ -1,0 +1,50 @@
+from .detokenize import Detokenizer, TextStream
+from .engine import LLMEngine
+from .memory import block_bytes, blocks_that_fit
+from .packed import PackedBatch
+from .request import Request, RequestOutput, RequestStatus, RequestTimes
+from .sampling import SamplingParams, sample_tokens, token_logprobs
+from .scheduler import Plan, Scheduled, Scheduler
+from .simulate import (
+    Phase,
+    RequestResult,
+    SimRequest,
+    Simulation,
+    Step,
+    affine_cost,
+    compare,
+    poisson_requests,
+    requests_at_once,
+    trace_requests,
+)
+from .stats import EngineStats
+
+__all__ = [
+    "Detokenizer",
+    "EngineStats",
+    "LLMEngine",
+    "PackedBatch",
+    "Phase",
+    "Plan",
+    "Request",
+    "RequestOutput",
+    "RequestResult",
+    "RequestStatus",
+    "RequestTimes",
+    "SamplingParams",
+    "Scheduled",
+    "Scheduler",
+    "SimRequest",
+    "Simulation",
+    "Step",
+    "TextStream",
+    "affine_cost",
+    "block_bytes",
+    "blocks_that_fit",
+    "compare",
+    "poisson_requests",
+    "requests_at_once",
+    "sample_tokens",
+    "token_logprobs",
+    "trace_requests",
+]

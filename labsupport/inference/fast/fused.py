@@ -1,0 +1,171 @@
+"""The forward pass of `Llama` with few operations: what the engine runs on a CPU where Numba is installed.
+
+A decode step is many small operations. `Llama` says what they are; this says the same with q, k, v in one matmul, gate
+and up in one, and compiled code for all that lies between the matmuls (numba_ops.py). Attention of the sequences that
+decode reads keys and values through their block tables, where they lie, as floats or as 8-bit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from labsupport.inference.fast.merged import merge
+from labsupport.inference.packed import Chunk, PackedBatch
+from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
+from labsupport.lm import Llama
+from labsupport.quantization.fast.kernels import has_numba
+from labsupport.quantization.linear import IntegerLinear
+
+if has_numba():
+    from labsupport.inference.fast.numba_ops import (
+        add_and_norm,
+        decode_attention,
+        decode_attention_int8,
+        find_ranges,
+        rotate_and_store,
+        store_codes,
+        turn,
+    )
+    from labsupport.quantization.fast.numba_kernels import in_threads
+
+
+class FusedLlama:
+    """A view of ``model`` for inference: its weights, the same results up to rounding.
+
+    Args:
+        pack: float32 weights in a copy that is faster to multiply with (merged.PackedLinear).
+    """
+
+    def __init__(self, model: Llama, pack: bool = False) -> None:
+        self.model = model
+        self.layers = [_FusedLayer(layer, pack) for layer in model.layers]
+        self.norm = model.norm.weight.detach().numpy()
+        self.lm_head = merge([model.lm_head], pack)
+
+    @staticmethod
+    def supports(model: Llama, kv_cache_bits: int | None = None) -> bool:
+        weight = model.embed_tokens.weight
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        return on_cpu and kv_cache_bits in (None, 8) and has_numba()
+
+    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
+        """What ``lm_head`` reads, for all tokens of the batch."""
+        model, eps = self.model, self.model.config.rms_norm_eps
+        x, (cos, sin) = model.embed(batch.tokens, batch)
+        kind = _Int8Attention if isinstance(batch.cache, QuantizedPagedKVCache) else _Attention
+        attention = kind(batch, model.config.num_heads, cos[0, 0].numpy(), sin[0, 0].numpy())
+        normed = torch.empty_like(x[0])
+        residual, delta, out = x[0].numpy(), torch.zeros_like(normed), normed.numpy()
+        for index, layer in enumerate(self.layers):
+            add_and_norm(residual, delta.numpy(), layer.attention_norm, eps, out)
+            delta = layer.output(attention(index, layer.qkv(normed)))
+            add_and_norm(residual, delta.numpy(), layer.mlp_norm, eps, out)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            delta = layer.down(F.silu(gate).mul_(up))
+        add_and_norm(residual, delta.numpy(), self.norm, eps, out)
+        batch.advance(batch.tokens.shape[1])
+        return normed
+
+
+class _FusedLayer:
+    def __init__(self, layer: Any, pack: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.attention_norm = layer.input_layernorm.weight.detach().numpy()
+        self.qkv = _function(merge([attention.q_proj, attention.k_proj, attention.v_proj], pack))
+        self.output = _function(merge([attention.o_proj], pack))
+        self.mlp_norm = layer.post_attention_layernorm.weight.detach().numpy()
+        self.gate_up = _function(merge([mlp.gate_proj, mlp.up_proj], pack))
+        self.down = _function(merge([mlp.down_proj], pack))
+
+
+class _Attention:
+    """Rotate, store, and attend: each token to its own sequence. What all layers share is worked out once."""
+
+    def __init__(self, batch: PackedBatch, num_heads: int, cos: np.ndarray, sin: np.ndarray) -> None:
+        self.cache, self.num_heads, self.width = batch.cache, num_heads, num_heads * batch.cache.head_dim
+        self.cos, self.sin, self.slots = cos, sin, batch.slots
+        self.tables, self.lengths, self.chunks = batch.tables, batch.lengths, batch.chunks
+        self.work = 2 * int(self.lengths.sum()) * self.width
+
+    def __call__(
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+    ) -> Float[Tensor, "tokens num_heads*head_dim"]:
+        blocks = self.cache.blocks[layer_index]
+        keys, values = blocks.numpy()
+        rows = qkv.numpy()
+        rotate_and_store(rows, self.cos, self.sin, self.slots, self.num_heads, keys, values)
+        context = torch.empty(len(qkv), self.width)
+        if len(self.lengths):
+            arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
+            in_threads(decode_attention, arrays, len(self.lengths), self.work)
+        for chunk in self.chunks:
+            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)
+            self._attend_chunk(chunk, qkv[:, : self.width], key, value, context)
+        return context
+
+    def _attend_chunk(self, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> None:
+        """query, context: [tokens, num_heads * head_dim]; key, value: [num_kv_heads, slots, head_dim]."""
+        new = slice(chunk.start, chunk.end)
+        own = query[new].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        attended = F.scaled_dot_product_attention(
+            own[None], key[None, :, : chunk.length], value[None, :, : chunk.length], attn_mask=chunk.mask,
+            is_causal=chunk.mask is None, enable_gqa=True,
+        )  # fmt: skip
+        context[new] = attended[0].transpose(0, 1).flatten(1)
+
+
+class _Int8Attention(_Attention):
+    """The same over `QuantizedPagedKVCache`: keys, values and queries turned, keys and values held as codes."""
+
+    cache: QuantizedPagedKVCache
+
+    def __init__(self, batch: PackedBatch, num_heads: int, cos: np.ndarray, sin: np.ndarray) -> None:
+        super().__init__(batch, num_heads, cos, sin)
+        self.blocks, self.places = (torch.from_numpy(each) for each in divmod(self.slots, self.cache.block_size))
+        self.table = torch.from_numpy(self.tables)
+        self.every = np.arange(len(self.slots))
+
+    def __call__(
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+    ) -> Float[Tensor, "tokens num_heads*head_dim"]:
+        cache, codes, scales = self.cache, self.cache.codes[layer_index], self.cache.scales[layer_index]
+        piece, num_kv_heads, head_dim = len(cache.hadamard), cache.num_kv_heads, cache.head_dim
+        new = torch.empty(2, len(qkv), num_kv_heads, head_dim)
+        keys_and_values = new.numpy()
+        rotate_and_store(
+            qkv.numpy(), self.cos, self.sin, self.every, self.num_heads, *keys_and_values[:, :, :, None]
+        )  # fmt: skip
+        heads = keys_and_values.reshape(-1, head_dim)  # the same numbers, a row for each head
+        turn(heads, piece)
+        ranges = torch.empty(2, len(qkv), num_kv_heads, 2)
+        find_ranges(heads, ranges.numpy().reshape(-1, 2))
+        held = ranges.clamp_(-65504, 65504).half()
+        scales.transpose(2, 3)[:, self.blocks, self.places] = held
+        as_held = held.float().numpy()  # codes for the scale as it is stored
+        keys, values = codes.numpy()
+        store_codes(keys_and_values[0], as_held[0], self.slots, keys)
+        store_codes(keys_and_values[1], as_held[1], self.slots, values)
+        query = qkv[:, : self.width].contiguous()
+        turn(query.numpy().reshape(-1, head_dim), piece)
+        context = torch.empty(len(qkv), self.width)
+        if len(self.lengths):
+            key_scales, value_scales = scales[:, self.table].float().numpy()
+            arrays = (query.numpy(), keys, values, key_scales, value_scales, self.tables, self.lengths, context.numpy())
+            in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
+        for chunk in self.chunks:
+            key, value = (cache._dequantized(which, layer_index, chunk.table) for which in range(2))
+            self._attend_chunk(chunk, query, key, value, context)
+        turn(context.numpy().reshape(-1, head_dim), piece)
+        return context
+
+
+def _function(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Without what a module does around its forward: at batch 1 that takes as long as the matmul."""
+    return linear._matmul if isinstance(linear, IntegerLinear) and linear.bias is None else linear.forward

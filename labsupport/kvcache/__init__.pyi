@@ -1,0 +1,64 @@
+from .allocator import BlockAllocator, chain_hash
+from .attention import GroupedQueryAttention
+from .block_attention import block_by_block_attention, paged_attention
+from .contiguous import KVCache
+from .convert import convert_to_gqa, expand_kv_heads, random_batches, to_grouped, uptrain
+from .cost import (
+    Cost,
+    Estimate,
+    Machine,
+    decode_seconds,
+    forward_cost,
+    generation_cost,
+    generation_seconds,
+    measure_machine,
+    next_token_cost,
+    roofline,
+)
+from .generation import generate, make_cache, next_token_logits, prefill
+from .grouped import CacheFull, grouped_attention
+from .paged import PagedKVCache
+from .paged_batch import PagedBatch
+from .paged_quantized import QuantizedPagedKVCache
+from .quantized import QuantizedKVCache, WithFreshCache
+from .sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, sequences_that_fit, weight_bytes
+
+__all__ = [
+    "PRESETS",
+    "BlockAllocator",
+    "CacheFull",
+    "Cost",
+    "Estimate",
+    "GroupedQueryAttention",
+    "KVCache",
+    "Machine",
+    "PagedBatch",
+    "PagedKVCache",
+    "QuantizedKVCache",
+    "QuantizedPagedKVCache",
+    "WithFreshCache",
+    "block_by_block_attention",
+    "chain_hash",
+    "convert_to_gqa",
+    "decode_seconds",
+    "expand_kv_heads",
+    "forward_cost",
+    "generate",
+    "generation_cost",
+    "generation_seconds",
+    "grouped_attention",
+    "kv_bytes_per_token",
+    "kv_cache_bytes",
+    "make_cache",
+    "measure_machine",
+    "next_token_cost",
+    "next_token_logits",
+    "paged_attention",
+    "prefill",
+    "random_batches",
+    "roofline",
+    "sequences_that_fit",
+    "to_grouped",
+    "uptrain",
+    "weight_bytes",
+]

@@ -1,0 +1,42 @@
+from .iterative import Pruner, cubic_schedule, fit, geometric_schedule, iterative_prune
+from .llama import neuron_scores, prune_llama
+from .magnitude import achieved_sparsity, global_magnitude_masks, magnitude_mask
+from .model import prune_model
+from .semi_structured import (
+    CompressedNM,
+    compressed_nbytes,
+    has_sparse_kernels,
+    is_nm_sparse,
+    nm_mask,
+    to_semi_structured,
+)
+from .sparsegpt import sparsegpt_prune, sparsegpt_prune_together
+from .structured import prune_channels, resize
+from .wanda import InputNorm, wanda_mask, wanda_scores
+
+__all__ = [
+    "CompressedNM",
+    "InputNorm",
+    "Pruner",
+    "achieved_sparsity",
+    "compressed_nbytes",
+    "cubic_schedule",
+    "fit",
+    "geometric_schedule",
+    "global_magnitude_masks",
+    "has_sparse_kernels",
+    "is_nm_sparse",
+    "iterative_prune",
+    "magnitude_mask",
+    "neuron_scores",
+    "nm_mask",
+    "prune_channels",
+    "prune_llama",
+    "prune_model",
+    "resize",
+    "sparsegpt_prune",
+    "sparsegpt_prune_together",
+    "to_semi_structured",
+    "wanda_mask",
+    "wanda_scores",
+]

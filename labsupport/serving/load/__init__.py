@@ -1,0 +1,1 @@
+"""The load tester: what it sends, how it measures, and the report."""

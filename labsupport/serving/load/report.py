@@ -1,0 +1,133 @@
+"""What a load test found: a table for people, JSON for programs, a picture of the latencies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from labsupport.serving.load.tester import Result
+from labsupport.serving.monitor import Percentiles, percentiles
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Latencies of the requests that succeeded, in seconds, counted from when each was due.
+
+    ``service_time`` counts from when it was sent. Where it is much lower than ``latency``, the server kept the tester
+    from sending, and a tester that looks at nothing else would not have noticed.
+    """
+
+    requests: int
+    succeeded: int
+    failures: dict[str, int]
+    seconds: float
+    offered_per_second: float
+    requests_per_second: float
+    tokens_per_second: float
+    time_to_first_token: Percentiles | None
+    inter_token: Percentiles | None
+    latency: Percentiles | None
+    service_time: Percentiles | None
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> Report:
+        good = [each for each in results if each.error is None]
+        seconds = max(each.finished for each in results) - min(each.due for each in results)
+        span = max(each.due for each in results) - min(each.due for each in results)
+        return cls(
+            requests=len(results),
+            succeeded=len(good),
+            failures=dict(Counter(each.error for each in results if each.error is not None)),
+            seconds=seconds,
+            offered_per_second=(len(results) - 1) / span if span > 0 else math.nan,
+            requests_per_second=len(good) / seconds if seconds > 0 else math.nan,
+            tokens_per_second=sum(each.completion_tokens for each in good) / seconds if seconds > 0 else math.nan,
+            time_to_first_token=percentiles([t for each in good if (t := each.time_to_first_token) is not None]),
+            inter_token=percentiles([gap for each in good for gap in each.inter_token]),
+            latency=percentiles([each.latency for each in good]),
+            service_time=percentiles([each.service_time for each in good]),
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"requests           {self.requests:10,}   succeeded {self.succeeded:,}",
+            f"duration           {self.seconds:10.2f} s",
+            f"offered            {self.offered_per_second:10.2f} requests/s",
+            f"throughput         {self.requests_per_second:10.2f} requests/s   {self.tokens_per_second:,.1f} tokens/s",
+            "",
+            f"{'milliseconds':18}{'mean':>11}{'p50':>11}{'p90':>11}{'p95':>11}{'p99':>11}{'max':>11}",
+        ]
+        rows = (
+            ("to first token", self.time_to_first_token), ("between tokens", self.inter_token),
+            ("to the end", self.latency), ("... once sent", self.service_time),
+        )  # fmt: skip
+        for name, values in rows:
+            if values is not None:
+                each = (values.mean, values.p50, values.p90, values.p95, values.p99, values.maximum)
+                lines.append(f"{name:18}" + "".join(f"{1000 * value:11.1f}" for value in each))
+        lines += [f"failed: {count} x {reason}" for reason, count in sorted(self.failures.items())]
+        return "\n".join(lines)
+
+
+def write_report(report: Report, results: Sequence[Result], folder: Path) -> list[Path]:
+    """``loadtest.json`` and ``latency.png`` in the folder, which is made. Each appears complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, picture = folder / "loadtest.json", folder / "latency.png"
+    record = {"report": asdict(report), "requests": [asdict(each) for each in results]}
+    temporary = numbers.with_name(f".{numbers.name}.tmp")
+    temporary.write_text(json.dumps(_without_nan(record), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, numbers)
+    temporary = picture.with_name(f".{picture.name}.tmp")
+    draw_latency(results, temporary)
+    os.replace(temporary, picture)
+    return [numbers, picture]
+
+
+def draw_latency(results: Sequence[Result], path: Path) -> None:
+    """Left: each request's latency at the time it was due. Right: which part of all took at most so long."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    good = [each for each in results if each.error is None]
+    bad = [each for each in results if each.error is not None]
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    over_time, shares = figure.subplots(1, 2)
+    over_time.plot([each.due for each in good], [1000 * each.latency for each in good], "o", color=BLUE, ms=3)
+    for each in bad:
+        over_time.axvline(each.due, color=ORANGE, linewidth=0.8, linestyle=":")
+    failed = f"; {len(bad)} failed (dotted)" if bad else ""
+    over_time.set(xlabel="due, seconds from the start", ylabel="latency, ms", ylim=(0, None))
+    over_time.set_title(f"{len(good)} requests{failed}", fontsize=10)
+    curves = (
+        ("to first token", [t for each in good if (t := each.time_to_first_token) is not None], GREEN, ":"),
+        ("to the end", [each.latency for each in good], BLUE, "-"),
+        ("... once sent", [each.service_time for each in good], ORANGE, "--"),
+    )
+    for label, values, colour, style in curves:
+        if values:
+            milliseconds = sorted(1000 * value for value in values)
+            share = [(index + 1) / len(values) for index in range(len(values))]
+            shares.step(milliseconds, share, where="post", label=label, color=colour, linestyle=style)
+    shares.set(xlabel="ms", ylabel="share of requests", ylim=(0, 1.02))
+    shares.set_title("at most so long", fontsize=10)
+    if good:
+        shares.legend(fontsize=8)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Several processes: API servers without weights, a queue in Redis, and engine workers."""

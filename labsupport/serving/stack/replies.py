@@ -1,0 +1,134 @@
+"""What a worker tells an API server of a request, and how the server puts it together again.
+
+A reply has the tokens and the text that are new, and where they begin: ``at`` and ``text_at``. So replies that come
+twice, or again from the start because another worker took the request over, neither double nor lose a piece: what
+the server has already is compared and left out.
+
+A second try gives the same tokens as the first, since every job has a seed of its own. But sums of floating-point
+numbers depend on what else is in the batch, so once in a long while it does not. Then what was not yet shown to the
+client is replaced; if the client has read it, the request fails: better no text than one that was sewn together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from labsupport.inference.request import RequestOutput, RequestTimes
+from labsupport.serving.backend import GenerationFailed, Unavailable
+from labsupport.serving.stack.queue import Job
+
+
+def make_reply(job: Job, output: RequestOutput, sent: RequestOutput | None) -> dict[str, Any]:
+    """What ``output`` has beyond ``sent``, as a JSON object."""
+    at, text_at = (0, 0) if sent is None else (len(sent.token_ids), len(sent.text))
+    reply: dict[str, Any] = {
+        "id": job.id, "try": job.tries, "at": at, "tokens": output.token_ids[at:], "text_at": text_at,
+        "text": output.text[text_at:], "reason": output.finish_reason, "cached": output.num_cached_tokens,
+    }  # fmt: skip
+    if output.logprobs is not None:
+        reply["logprobs"] = [list(each.items()) for each in output.logprobs[at:]]
+    offset = time.time() - time.monotonic()  # monotonic clocks of two machines have nothing in common
+    for name in ("first_scheduled", "first_token", "finished"):
+        value = getattr(output.times, name)
+        if value is not None:
+            reply[name] = value + offset
+    return reply
+
+
+def make_error(job: Job, kind: str, message: str) -> dict[str, Any]:
+    """``kind``: "invalid", the client's fault, or "failed", ours."""
+    return {"id": job.id, "try": job.tries, "error": kind, "message": message}
+
+
+class ReplyStream:
+    """One request at an API server: replies are put in, outputs come out, the newest if the reader is slow."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.done = False
+        self._tries = 0
+        self._tokens: list[int] = []
+        self._text = ""
+        self._logprobs: list[dict[int, float]] = []
+        self._cached = 0
+        self._reason: Any = None
+        self._times = RequestTimes()
+        self._shown_tokens = self._shown_text = 0  # what the reader has got
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()
+
+    async def next(self) -> RequestOutput:
+        """The request as it stands, once there is something new."""
+        await self._changed.wait()
+        self._changed.clear()
+        if self._error is not None:
+            raise self._error
+        self._shown_tokens, self._shown_text = len(self._tokens), len(self._text)
+        return self.output()
+
+    def output(self) -> RequestOutput:
+        logprobs = None if self.job.params.logprobs is None else self._logprobs.copy()
+        return RequestOutput(
+            self.job.request_id, self.job.prompt, self._text, self._tokens.copy(), self._reason, logprobs,
+            self._cached, self._times,
+        )  # fmt: skip
+
+    def put(self, reply: dict[str, Any]) -> None:
+        """Take in a reply. What comes after the last one, or from a worker that lost the request, is ignored."""
+        if self.done or reply["try"] < self._tries:
+            return
+        self._tries = reply["try"]
+        if "error" in reply:
+            message = str(reply["message"])
+            self.fail(ValueError(message) if reply["error"] == "invalid" else GenerationFailed(message))
+            return
+        before = len(self._tokens), len(self._text)
+        try:
+            self._tokens = _joined(self._tokens, reply["at"], reply["tokens"], self._shown_tokens)
+            self._text = "".join(_joined(self._text, reply["text_at"], reply["text"], self._shown_text))
+        except _Differs:
+            self.fail(GenerationFailed("a second try gave another text than the first"))
+            return
+        if "logprobs" in reply:
+            new = [{int(token): value for token, value in each} for each in reply["logprobs"]]
+            self._logprobs = [*self._logprobs[: reply["at"]], *new]
+        self._cached = max(self._cached, reply["cached"])
+        self._note_times(reply)
+        if reply["reason"] is not None:
+            self._reason, self.done = reply["reason"], True
+        if self.done or (len(self._tokens), len(self._text)) != before:
+            self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error, self.done = error, True
+        self._changed.set()
+
+    def end(self) -> None:
+        """The server stops before the request is through."""
+        if not self.done:
+            self.fail(Unavailable("the server shut down before the request was through"))
+
+    def _note_times(self, reply: dict[str, Any]) -> None:
+        offset = time.time() - time.monotonic()
+        for name in ("first_scheduled", "first_token", "finished"):
+            if name in reply and getattr(self._times, name) is None:
+                setattr(self._times, name, max(self._times.arrival, reply[name] - offset))
+
+
+class _Differs(Exception):
+    """What is new does not fit what was shown."""
+
+
+def _joined(have: Any, at: int, new: Any, shown: int) -> Any:
+    """``have`` and, from ``at`` on, ``new``. Where they differ the new one holds, unless it was shown already."""
+    if at > len(have):
+        raise _Differs
+    overlap = min(len(have) - at, len(new))
+    if have[at : at + overlap] == new[:overlap]:
+        return have if overlap == len(new) else have + new[overlap:]
+    first = next(i for i in range(overlap) if have[at + i] != new[i])
+    if at + first < shown:
+        raise _Differs
+    return have[: at + first] + new[first:]
