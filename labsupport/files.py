@@ -41,7 +41,7 @@ def write_atomically(path: Path | str, content: str | bytes, private: bool = Fal
 
 @contextmanager
 def replacing_folder(folder: Path | str) -> Iterator[Path]:
-    """A new folder beside ``folder`` to fill; at the end of the block it takes its place. ``folder`` may exist if empty.
+    """A new folder beside ``folder`` to fill; at the end of the block it takes the place of ``folder``.
 
     Raises:
         OSError: ``folder`` holds something; that is left as it is.

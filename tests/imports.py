@@ -1,4 +1,7 @@
-"""Which module of labsupport imports which, read from the sources: a name that a package hands on counts as its file's."""
+"""Which module of labsupport imports which, read from the sources.
+
+A name that a package hands on counts as its file's.
+"""
 
 from __future__ import annotations
 
