@@ -1,15 +1,20 @@
-# make lab    open chapter 1 in JupyterLab          make test        run every test
-# make train  train the `tiny` model anew           make exercises   generate exercises/ from solutions/
-# make benchmarks  measure the algorithms           make clean       remove the environments and caches
+# make lab    open chapter 1 in JupyterLab          make test       the quick tests, about a quarter of an hour
+# make train  train the `tiny` model anew           make test-all   these, and the long ones
+# make benchmarks  measure the algorithms           make exercises  generate exercises/ from solutions/
+#                                                   make clean      remove the environments and caches
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
-# README.md, "No GPU?"), NOTEBOOK, PYTEST_ARGS, BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything is
-# installed in .venv, nothing outside.
+# README.md, "No GPU?"), NOTEBOOK, LAB_ARGS (such as --port=8890), PYTEST_ARGS, WITHOUT (a marker of tests to leave out:
+# browser, smollm2, colab), WORKERS (processes that test), BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything
+# is installed in .venv, nothing outside.
 
-PYTHON ?= python3
+PYTHON ?=
 TORCH_INDEX ?=
 NOTEBOOK ?= notebooks/01_quantization.ipynb
+LAB_ARGS ?=
 PYTEST_ARGS ?=
+WITHOUT ?=
+WORKERS ?= 2
 BENCHMARK ?= quantization
 BENCHMARK_ARGS ?=
 
@@ -19,20 +24,29 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Compiling all of torch takes longer than compiling what is used, when it is used.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PYTEST = OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: help lab test exercises train benchmarks clean chromium
+.PHONY: help lab test test-all exercises train benchmarks clean chromium
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
+# JupyterLab refuses to run as root unless it is told to, which is how containers and cloud machines run everything. It
+# listens on this machine only, behind a token. With no display it prints the address instead of looking for a browser.
 lab: $(VENV)/lab.stamp
-	$(BIN)/jupyter lab $(NOTEBOOK)
+	@root=; test "$$(id -u)" != 0 || root=--allow-root; \
+	browser=; test "$$(uname)" != Linux || test -n "$$DISPLAY$$WAYLAND_DISPLAY$$BROWSER" || browser=--no-browser; \
+	set -x; exec $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $$root $$browser \
+		--LabApp.default_url="/lab/tree/$(NOTEBOOK)" $(LAB_ARGS)
 
 # One thread a process: two pytest workers share the cores better than two thread pools do.
 test: $(VENV)/test.stamp $(COLAB)/test.stamp chromium
-	OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow$(if $(WITHOUT), and not $(WITHOUT))"
+
+test-all: test
+	$(PYTEST) -m "slow$(if $(WITHOUT), and not $(WITHOUT))"
 
 exercises: $(VENV)/test.stamp
 	$(BIN)/labsupport release
@@ -47,17 +61,41 @@ clean:
 	rm -rf $(VENV) $(COLAB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The first Python of 3.11 or newer; a venv that was begun and not finished is told from one that works.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; tell which with: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@test ! -e $(VENV) || { echo "$(VENV) is there, and has no Python: an earlier set-up was interrupted."; \
+		echo "Remove it (make clean), then run make again."; exit 1; }
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || continue; \
+		"$$python" -c 'import venv, ensurepip' 2> /dev/null || { \
+			echo "$$python cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv"; \
+			exit 1; }; \
+		"$$python" -m venv $(VENV) && exit 0; \
+		rm -rf $(VENV); echo "$$python could not make the virtual environment $(VENV); its message stands above."; \
+		exit 1; \
+	done; \
+	echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not. Install it (apt-get install python3 python3-venv,"; \
+	echo "brew install python, or the installer from python.org), or say where it is: make lab PYTHON=/path/to/python"; \
+	exit 1
+
+# $(call install,WHAT): pip's own message comes first, then what to do.
+define install
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || { \
+		echo "$(VENV) has no working pip: an earlier set-up was interrupted, or another program made it."; \
+		echo "Remove it (make clean), then run make again."; exit 1; }
+	@echo "installing labsupport[$(1)] and what it needs in $(VENV); some minutes, the first time"
+	@$(BIN)/python $(PIP) $(INDEX) -c constraints.txt -e ".[$(1)]" || { \
+		echo; echo "The packages could not be installed; pip says why above. Without a network they have to come from"; \
+		echo "a mirror that you can reach: PIP_INDEX_URL=<address> make lab. What was fetched is kept: run make again."; \
+		exit 1; }
+endef
 
 $(VENV)/lab.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python $(PIP) $(INDEX) -c constraints.txt -e ".[lab,fast]"
+	$(call install,lab$(,)fast)
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python $(PIP) $(INDEX) -c constraints.txt -e ".[lab,fast,test,grade,serve]"
+	$(call install,lab$(,)fast$(,)test$(,)grade$(,)serve)
 	@touch $@ $(VENV)/lab.stamp
 
 # Colab's older packages in front of those of .venv: no second copy of torch.
@@ -78,6 +116,8 @@ chromium: $(VENV)/test.stamp
 		sudo apt-get update -qq && sudo apt-get install -qq -y --no-install-recommends chromium fonts-liberation; \
 	else \
 		echo "Chromium or Chrome is not on this machine: install it, or leave its tests out with"; \
-		echo "    make test PYTEST_ARGS='-m \"not browser\"'"; \
-		case "$(PYTEST_ARGS)" in *"not browser"*) ;; *) exit 1 ;; esac; \
+		echo "    make test WITHOUT=browser"; \
+		test "$(WITHOUT)" = browser; \
 	fi
+
+, := ,

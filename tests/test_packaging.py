@@ -18,6 +18,7 @@ from packaging.version import Version
 
 import labsupport
 
+PACKAGED = {".py", ".pyi", ".typed", ".json", ".safetensors", ".j2"}
 NOT_TEXT = {".png", ".safetensors", ".gguf", ".ico"}
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
@@ -45,6 +46,11 @@ def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'numpy', 'pandas', 'matplotlib'}} & set(sys.modules)))"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert outcome.stdout.split() == []
+
+
+def test_every_folder_can_be_had_from_the_package(root: Path) -> None:
+    folders = {path.parent.name for path in (root / "labsupport").glob("*/__init__.py")}
+    assert folders == set(labsupport.__all__)
 
 
 def test_subpackages_are_imported_when_asked_for() -> None:
@@ -101,9 +107,13 @@ def test_conda_installs_what_make_test_installs(root: Path, pyproject: dict) -> 
     environment = (root / "environment.yml").read_text(encoding="utf-8")
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     conda = re.search(r"-e \.\[([\w,]+)\]", environment)
-    make = re.search(r'"\.\[([\w,]*test[\w,]*)\]"', makefile)
+    make = re.search(r"install,([\w,$()]*test[\w,$()]*)\)$", makefile, re.MULTILINE)
     assert conda and make
-    assert set(conda[1].split(",")) == set(make[1].split(",")) == set(pyproject["project"]["optional-dependencies"])
+    assert (
+        set(conda[1].split(","))
+        == set(make[1].replace("$(,)", ",").split(","))
+        == set(pyproject["project"]["optional-dependencies"])
+    )
     assert f"python{pyproject['project']['requires-python']}" in environment
     assert "constraints.txt" in environment
 
@@ -117,7 +127,7 @@ def test_wheel_holds_the_weights_and_nothing_of_the_tests(root: Path, tmp_path: 
     arguments = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
     source = tmp_path / "source"  # a copy, so that setuptools leaves no build/ in the checkout
     for path in (root / "labsupport").rglob("*"):
-        if path.is_file() and path.suffix in {".py", ".typed", ".json", ".safetensors"}:
+        if path.is_file() and path.suffix in PACKAGED:
             copy = source / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
@@ -132,7 +142,7 @@ def test_wheel_holds_the_weights_and_nothing_of_the_tests(root: Path, tmp_path: 
     expected = {
         path.relative_to(root).as_posix()
         for path in (root / "labsupport").rglob("*")
-        if path.suffix in {".py", ".typed", ".safetensors", ".json"} and "__pycache__" not in path.parts
+        if path.suffix in PACKAGED and "__pycache__" not in path.parts
     }
     assert expected <= set(files)
     assert "labsupport/lm/weights/model.safetensors" in files
