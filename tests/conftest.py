@@ -23,10 +23,24 @@ ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: with two workers, one that starts last is waited for alone."""
+    """Long tests first: with two workers, one that starts last is waited for alone. And what stays together.
+
+    A file's tests run in one worker, since they share what its fixtures set up; unless the file says otherwise:
+
+        SPREAD = "test"         its tests share nothing that is dear
+        SPREAD = "parameter"    only those of one parameter do, for example of one notebook
+    """
     long = ("slow", "browser", "smollm2")
     items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in long))
+    for item in items:
+        spread = getattr(getattr(item, "module", None), "SPREAD", "file")
+        group = item.nodeid.partition("::")[0]
+        if spread == "parameter":
+            group += f"[{item.callspec.id}]" if hasattr(item, "callspec") else f"::{item.name}"
+        if spread != "test":
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ import pytest
 import labsupport
 
 ROOT = Path(__file__).parents[2]
+SPREAD = "test"  # see tests/conftest.py
+
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 EXERCISES = sorted((ROOT / "exercises").glob("*.ipynb"))
@@ -117,8 +119,6 @@ def test_pictures_can_be_seen_without_a_kernel(path: Path) -> None:
             assert len(data["text/plain"]) > 20, "a line for those who do not see the picture"
 
 
-@pytest.mark.slow
-@pytest.mark.smollm2
 @pytest.mark.parametrize("path", CHAPTERS, ids=by_name)
 def test_all_cells_run(path: Path) -> None:
     """nbval: no cell fails, and the marked ones give the outputs that are stored."""

@@ -20,7 +20,8 @@ import pytest
 from labsupport.checks import exercise, exercises
 from labsupport.grading.release import place_answers, read_notebook, to_text
 
-pytestmark = pytest.mark.slow  # twelve kernels that import torch
+SPREAD = "parameter"  # see tests/conftest.py
+QUICK = "ex01_int8_symmetric"  # six kernels that import torch; each other exercise takes as many
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
@@ -58,7 +59,10 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
-@pytest.fixture(scope="module", params=exercises())
+@pytest.fixture(
+    scope="module",
+    params=[name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in exercises()],
+)
 def session(request, tmp_path_factory):
     """(exercise, failures by notebook): one line of message a failed cell."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

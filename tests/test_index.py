@@ -1,0 +1,112 @@
+"""README's index (algorithm, file, paper, section, test) and the package's docstring: the same, true, and complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from imports import modules
+
+import labsupport
+
+CHAPTERS = ("quantization", "pruning", "distillation", "kvcache", "inference", "serving")
+NOTEBOOKS = {"1": "01_quantization", "2": "02_pruning_distillation", "3": "03_kv_cache", "4": "04_inference_serving"}
+
+# Files with a public name or a paper that are no algorithm of their own, and where one is sent instead.
+PARTS = {
+    "quantization/model.py": "applies GPTQ, AWQ and the others to a whole model",
+}
+
+
+class Row(NamedTuple):
+    algorithm: str
+    file: str
+    paper: str
+    section: str
+    test: str
+
+
+def readme_rows(root: Path) -> list[Row]:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| algorithm | file |") :].partition("\n\n")[0]
+    rows = []
+    for line in table.splitlines()[2:]:
+        algorithm, file, paper, section, test = (cell.strip() for cell in line.strip("|").split("|"))
+        for cell, folder in ((file, "labsupport"), (test, "tests")):
+            name, target = re.fullmatch(r"\[(.+)\]\((.+)\)", cell).groups()  # type: ignore[union-attr]
+            assert target == f"{folder}/{name}", f"{algorithm}: {cell} leads elsewhere than it says"
+        number, notebook = re.fullmatch(r"\[([\d.]+)\]\(notebooks/(.+)\.ipynb\)", section).groups()  # type: ignore[union-attr]
+        assert NOTEBOOKS[number[0]] == notebook, f"{algorithm}: section {number} is not in {notebook}"
+        if paper:
+            number_of_paper, target = re.fullmatch(r"\[([\d.]+)\]\((.+)\)", paper).groups()  # type: ignore[union-attr]
+            assert target == f"https://arxiv.org/abs/{number_of_paper}"
+            paper = number_of_paper
+        rows.append(Row(algorithm, linked(file), paper, number, linked(test)))
+    return rows
+
+
+def linked(cell: str) -> str:
+    return cell[1 : cell.index("]")]
+
+
+def docstring_rows() -> list[Row]:
+    lines = [line for line in (labsupport.__doc__ or "").splitlines() if line.startswith("    ")]
+    starts = [lines[0].index(title) for title in ("Algorithm", "File", "arXiv", "Section", "Test")]
+    spans = list(zip(starts, [*starts[1:], None], strict=True))
+    return [Row(*(line[start:end].strip() for start, end in spans)) for line in lines[1:]]
+
+
+@pytest.fixture(scope="module")
+def rows(root: Path) -> list[Row]:
+    return readme_rows(root)
+
+
+def test_both_tables_say_the_same(rows: list[Row]) -> None:
+    assert docstring_rows() == rows
+
+
+def test_files_and_tests_exist_and_the_paper_stands_in_the_file(rows: list[Row], root: Path) -> None:
+    for row in rows:
+        source = (root / "labsupport" / row.file).read_text(encoding="utf-8")
+        assert row.paper in source, f"{row.file} does not name arXiv {row.paper}"
+        assert (root / "tests" / row.test).is_file(), row.test
+    assert len({row.algorithm for row in rows}) == len({row.file for row in rows}) == len(rows) >= 40
+
+
+def test_the_test_imports_from_the_file(rows: list[Row], root: Path) -> None:
+    """Directly, or through the package that hands the name on."""
+    for row in rows:
+        folder = row.file.rpartition("/")[0].replace("/", ".")
+        module = f"labsupport.{row.file.removesuffix('.py').replace('/', '.')}"
+        text = (root / "tests" / row.test).read_text(encoding="utf-8")
+        package = rf"from labsupport\.{re.escape(folder.split('.')[0])}[\w.]* import"
+        assert module in text or re.search(package, text), f"{row.test} imports nothing of {row.file}"
+
+
+def test_sections_are_headings_of_their_chapter(rows: list[Row], root: Path) -> None:
+    for number, name in NOTEBOOKS.items():
+        cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        headings = set(re.findall(r"^#+ (\d+\.\d+) ", text, re.MULTILINE)) | {number}
+        assert {row.section for row in rows if row.section[0] == number} <= headings
+
+
+def test_no_algorithm_is_missing(rows: list[Row], root: Path) -> None:
+    """Whatever names a paper, and whatever a chapter's package hands on, is in the index or part of what is."""
+    listed = {row.file for row in rows}
+    wanted = set()
+    for path in modules(root).values():
+        file = path.relative_to(root / "labsupport").as_posix()
+        if path.stem != "__init__" and re.search(r"arxiv", path.read_text(encoding="utf-8"), re.IGNORECASE):
+            wanted.add(file)
+    for package in CHAPTERS:
+        stub = (root / "labsupport" / package / "__init__.pyi").read_text(encoding="utf-8")
+        wanted |= {
+            f"{package}/{name.replace('.', '/')}.py" for name in re.findall(r"^from \.([\w.]+) import", stub, re.M)
+        }
+    wanted = {file for file in wanted if (root / "labsupport" / file).is_file()}
+    assert wanted - listed - set(PARTS) == set(), "add it to the index, or say in PARTS what it is part of"
+    assert set(PARTS) <= wanted - listed, "PARTS names what is not there, or is listed"
