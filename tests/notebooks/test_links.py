@@ -122,6 +122,13 @@ def test_a_solution_carries_the_badge_of_its_exercise(path: Path) -> None:
     assert first.source.splitlines()[0] == BADGE.format(f"{COLAB}exercises/{path.name}")
 
 
+@pytest.mark.xfail(strict=True, reason="README's table of chapters has no badges yet")
+def test_the_readme_has_every_badge() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [path.relative_to(ROOT).as_posix() for path in CHAPTERS + EXERCISES]
+    assert [name for name in names if BADGE.format(COLAB + name) not in text] == []
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_the_table_of_contents_names_every_section_and_in_order(path: Path) -> None:
     """Sections are the headings that begin with a number."""
