@@ -138,6 +138,13 @@ def test_the_table_of_contents_names_every_section_and_in_order(path: Path) -> N
     assert table == sections
 
 
+def test_the_learning_goals_name_sections_as_the_chapters_do() -> None:
+    sections = [title for path in CHAPTERS for title in HEADING.findall(prose(path))]
+    named = re.findall(r"^\| (\d+\.\d+ [^|]+?) \|", prose(ROOT / "docs" / "instructors.md"), re.M)
+    assert named
+    assert [name for name in named if not any(title.startswith(name) for title in sections)] == []
+
+
 # ------------------------------------------------------------------------------------ the search for faults, searched
 
 
