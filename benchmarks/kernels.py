@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.quantization.fast import kernels
-from labsupport.quantization.linear import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.int8_weight import Int8WeightLinear
 from labsupport.quantization.rtn import rtn_quantize
 
 SMOLLM2 = LlamaConfig(

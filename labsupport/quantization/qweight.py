@@ -9,7 +9,8 @@ before.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -73,6 +74,22 @@ def quantize_to_codes(
 ) -> UInt8[Tensor, "*shape"]:
     """Codes 0 .. 2**bits - 1 of the nearest levels; scale and zero_point broadcast to the weight."""
     return (torch.round(weight / scale) + zero_point).clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def dequantize_groups(
+    codes: UInt8[Tensor, "out in"],
+    scale: Float[Tensor, "out groups"],
+    zero_point: Int[Tensor, "out groups"],
+    group_size: int,
+    group_index: Int[Tensor, " in"] | None = None,
+) -> Float[Tensor, "out in"]:
+    """scale * (code - zero_point) in float32, with each column's scale and zero point: those of column // group_size,
+    or of group_index."""
+    columns = torch.arange(codes.shape[1], device=codes.device) // group_size if group_index is None else group_index
+    weight = codes.float()
+    weight -= zero_point.float()[:, columns]
+    weight *= scale.float()[:, columns]
+    return weight
 
 
 def resolve_group_size(group_size: int | None, in_features: int) -> int:
@@ -156,10 +173,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The float32 weight to multiply the original inputs with."""
-        columns = self._group_of_column()
-        weight = self.codes().float()
-        weight -= self.zero_point.float()[:, columns]
-        weight *= self.scale.float()[:, columns]
+        weight = dequantize_groups(self.codes(), self.scale, self.zero_point, self.group_size, self.group_index)
         return weight if self.input_scale is None else weight / self.input_scale
 
     @property
@@ -181,10 +195,23 @@ class QuantizedWeight:
                 values[name] = value.to(device)
         return QuantizedWeight(**values)
 
-    def _group_of_column(self) -> Int[Tensor, " in"]:
-        if self.group_index is not None:
-            return self.group_index
-        return torch.arange(self.shape[1], device=self.packed.device) // self.group_size
+    def split_rows(self, sizes: Sequence[int]) -> list[QuantizedWeight]:
+        """Blocks of that many rows, each with memory of its own. Codes stay packed: every row is a stream of bytes."""
+        parts = zip(*(tensor.split(sizes) for tensor in (self.packed, self.scale, self.zero_point)), strict=True)
+        return [
+            replace(
+                self,
+                packed=packed.clone(),
+                scale=_as_half_if_exact(scale.clone()),
+                packed_zero_point=pack(zero_point.flatten().to(torch.uint8), self.bits),
+                shape=(len(packed), self.shape[1]),
+            )
+            for packed, scale, zero_point in parts
+        ]
+
+    def divide_rows(self, divisor: Float[Tensor, " out"]) -> QuantizedWeight:
+        """The same codes on grids that are finer by ``divisor``, again of float16 numbers where these are precise."""
+        return replace(self, scale=_as_half_if_exact(round_scale(self.scale.float() / divisor[:, None])))
 
 
 def _check_grid(scale: Tensor, zero_point: Tensor, bits: int, grid: tuple[int, int]) -> None:

@@ -232,7 +232,7 @@ def test_importance_beats_chance_on_tiny() -> None:
     ("options", "message"),
     [
         ({"mlp_sparsity": 1.5}, "sparsity must be"),
-        ({"kv_groups": 3}, "kv_groups must be an integer from 0 to 2, for there are 3; got 3"),
+        ({"kv_groups": 3}, "kv_groups must be an integer from 0 to 2 \\(the model has 3\\); got 3"),
         ({"heads_per_group": 2}, "heads_per_group must be an integer from 0 to 1"),
         ({"num_layers_removed": -1}, "num_layers_removed must be an integer from 0 to 2"),
         ({"multiple_of": 0}, "multiple_of must be a positive integer; got 0"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import achieved_sparsity, magnitude_mask
 from labsupport.pruning.semi_structured import nm_mask
-from labsupport.pruning.sparsegpt import sparsegpt_prune, sparsegpt_prune_together
+from labsupport.pruning.sparsegpt import sparsegpt_by_columns, sparsegpt_prune, sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
 
 
@@ -74,9 +74,10 @@ def obs_oracle(
 def test_equals_optimal_brain_surgeon(sparsity: float, block_size: int) -> None:
     weight, hessian = gaussian(12, 80), hessian_of(correlated(400, 80))
     expected = obs_oracle(weight, hessian, sparsity, block_size)
-    result = sparsegpt_prune(weight, hessian, sparsity, block_size=block_size)
-    assert torch.equal(result == 0, expected == 0)
-    assert torch.allclose(result.double(), expected, atol=1e-3 * float(expected.abs().max()))
+    for prune in (sparsegpt_prune, sparsegpt_by_columns):
+        result = prune(weight, hessian, sparsity, block_size=block_size)
+        assert torch.equal(result == 0, expected == 0)
+        assert torch.allclose(result.double(), expected, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("n_of_m", [(2, 4), (1, 4), (4, 8), (3, 5), (20, 40)])
@@ -87,6 +88,31 @@ def test_equals_optimal_brain_surgeon_in_groups(n_of_m: tuple[int, int]) -> None
     assert torch.equal(result == 0, expected == 0)
     assert torch.allclose(result.double(), expected, atol=1e-3 * float(expected.abs().max()))
     assert ((result != 0).unflatten(1, (-1, n_of_m[1])).sum(-1) == n_of_m[0]).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 6), groups=st.integers(1, 12), block_size=st.integers(1, 50), sparsity=st.floats(0, 1),
+    n_of_4=st.sampled_from([None, 1, 2, 3]), damping=st.sampled_from([0.001, 0.01, 0.3]), dead=st.integers(0, 9),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_the_fast_form_equals_the_papers(
+    rows: int, groups: int, block_size: int, sparsity: float, n_of_4: int | None, damping: float, dead: int, seed: int
+) -> None:
+    weight, x = gaussian(rows, 4 * groups, seed=seed), correlated(12 * groups, 4 * groups, seed)
+    x[:, :dead] = 0
+    options = (sparsity, f"{n_of_4}:4" if n_of_4 else None, damping, block_size)
+    fast, paper = (prune(weight, hessian_of(x), *options) for prune in (sparsegpt_prune, sparsegpt_by_columns))
+    assert torch.equal(fast == 0, paper == 0)
+    assert torch.allclose(fast, paper, atol=1e-4 * float(paper.abs().max()))
+
+
+def test_the_papers_form_breaks_ties_as_the_fast_form_does() -> None:
+    weight = gaussian(12, 80).round()
+    for options in ((0.5,), (0.5, "2:4")):
+        assert torch.equal(
+            sparsegpt_prune(weight, torch.eye(80), *options), sparsegpt_by_columns(weight, torch.eye(80), *options)
+        )
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5])

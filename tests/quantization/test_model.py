@@ -14,13 +14,11 @@ from labsupport.lm.calibrate import batch_windows, stages
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
 from labsupport.quantization.gptq import gptq_quantize
-from labsupport.quantization.linear import (
-    DynamicQuantizedLinear,
-    Int4WeightLinear,
-    Int8WeightLinear,
-    QuantizedLinear,
-    StaticQuantizedLinear,
-)
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.int8_weight import Int8WeightLinear
+from labsupport.quantization.layers.packed import QuantizedLinear
+from labsupport.quantization.layers.static import StaticQuantizedLinear
 from labsupport.quantization.model import quantize_model
 from labsupport.quantization.rtn import rtn_quantize
 
