@@ -34,7 +34,7 @@ class LayerReport:
 
 @dataclass
 class PruningReport:
-    """What pruning did. ``target``: the requested share of zeros; ``sparsity``: the actual one, over all pruned layers."""
+    """What pruning did. ``target``: the requested share of zeros; ``sparsity``: the actual one, overall."""
 
     method: str
     target: float

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from labsupport.pruning.iterative import cubic_schedule, fit, geometric_schedule
 from labsupport.pruning.iterative import iterative_prune as typed_iterative_prune
+from labsupport.pruning.pruner import Pruner
 
 iterative_prune: Any = typed_iterative_prune  # Any: the report is an attribute of the model
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from labsupport.quantization.fast.compiled import FAST_MATH, in_threads, to_array
 
-OUTPUTS = 16  # outputs a block of the int4 kernel
-INPUTS = 32  # inputs that it multiplies at a time, 16 bits being enough for their sums
-_LARGEST = 256 * 127 + 127  # the largest 16-bit x, both bytes of which fit a signed byte
+OUTPUTS = 16  # per block
+INPUTS = 32  # multiplied at a time: 16 bits suffice for their sums
+_LARGEST = 256 * 127 + 127  # the largest 16-bit x whose two bytes both fit a signed byte
 
 
 class Int4Matmul:
@@ -42,7 +42,7 @@ class Int4Matmul:
         group_size: int,
     ) -> None:
         self.out_features, self.group_size = codes.shape[0], group_size
-        # Numba has no float16 on CPUs: the kernel is given the bits.
+        # Numba has no float16 on CPUs: the kernel gets the bits.
         grids = (_by_block(scale).view(torch.int16).numpy(), _by_block(zero_point).numpy())
         self.arrays = tile(codes).numpy(), *grids
 
@@ -64,7 +64,7 @@ class Int4Matmul:
 
 
 def tile(codes: UInt8[Tensor, "out columns"]) -> UInt8[Tensor, "blocks eights 64"]:
-    """Codes 0..15 in the order in which the int4 kernel reads them; outputs are filled up with zeros to blocks.
+    """Codes 0..15 in the order in which the kernel reads them; outputs are padded with zeros to whole blocks.
 
     64 bytes hold 8 inputs of 16 outputs: byte 4 j + i has input i of output j in its low nibble, input i + 4 in its
     high one.
