@@ -1,4 +1,4 @@
-"""A float layer to quantize, for the tests of all integer layers."""
+"""Layers to quantize and quantized layers, for the tests of all integer layers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def images(batch: int = 3, channels: int = 3, side: int = 8, seed: int = 0) -> T
 
 
 def settled(model: nn.Module, *inputs: Tensor) -> Any:
-    """With batch norms whose statistics and weights are nobody's defaults."""
+    """With batch norms whose statistics and weights are not the defaults."""
     generator = torch.Generator().manual_seed(9)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -33,14 +33,14 @@ class ConvNet(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """conv1 and conv2 make the same channels, for their outputs are added; the last conv reads both parts of a cat."""
+    """conv1 and conv2 make the same channels, since their outputs are added; the last conv reads both parts of a cat."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
         self.block = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
         self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
-        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)  # two outputs an input
+        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)  # two outputs per input
         self.last = nn.Conv2d(22, 4, 1)
         self.head = nn.Linear(4, 3)
 

@@ -66,7 +66,7 @@ class ScaleSearch:
     def of(cls, mean_abs: Float[Tensor, " in"], errors: list[float]) -> ScaleSearch:
         """The ratio of smallest error, the first of equal ones."""
         ratio = min(zip(errors, RATIOS, strict=True))[1]
-        return cls(channel_scale(mean_abs, ratio), ratio, RATIOS, errors)
+        return cls(channel_scale(mean_abs, ratio), ratio, list(RATIOS), errors)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ prune_channels: Any = typed_prune_channels  # Any: the report is an attribute of
 
 
 class Ways(nn.Module):
-    """Small networks by name: each is followed to the right end, or has nothing that may go."""
+    """Small networks by name: channels are followed to the right place, or none may go."""
 
     def __init__(self, way: str) -> None:
         super().__init__()

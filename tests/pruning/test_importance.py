@@ -19,7 +19,7 @@ def test_activation_is_what_the_next_layer_would_lose() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6))
     model[0].weight.data, model[0].bias.data = torch.diag(torch.tensor([3.0, 0.1, 2.0, 1.0])), torch.zeros(4)
     model[1].weight.data = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    model[1].weight.data[:, 1] *= 1000  # small activations, but nobody reads louder
+    model[1].weight.data[:, 1] *= 1000  # small activations, read with the largest weights
     x = torch.linalg.qr(torch.randn(40, 4, generator=torch.Generator().manual_seed(1)))[0]
     lost = []
     for channel in range(4):

@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]
 
 
 class Nested(nn.Module):
-    """Modules in modules, one of them used twice, a convolution, and a layer norm that is nobody's to prune."""
+    """Modules in modules, one of them used twice, a convolution, and a layer norm that must not be pruned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def test_e35_zeros_are_still_there_after_the_steps(name: str) -> None:
             zeros, total = zeros_of(model)
             assert zeros == round(target * total)
             assert all(not pruner.modules[n].weight[mask].any() for n, mask in masked.items())
-            for n, mask in masked.items():  # nothing left in the optimizer that would push
+            for n, mask in masked.items():  # nothing left in the optimizer's state
                 for value in optimizer.state[pruner.modules[n].weight].values():
                     if isinstance(value, Tensor) and value.shape == mask.shape:
                         assert not value[mask].any()
@@ -95,7 +95,7 @@ def test_e35_zeros_are_still_there_after_the_steps(name: str) -> None:
 
 
 def test_e35_masking_gradients_alone_would_lose_the_zeros() -> None:
-    """The bug itself, so that the test above is known to see it."""
+    """The bug itself, to show that the test above detects it."""
     torch.manual_seed(0)
     model: Any = Nested()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -105,7 +105,7 @@ def test_e35_masking_gradients_alone_would_lose_the_zeros() -> None:
     weight.data.mul_(mask)
     weight.register_hook(lambda gradient: gradient * mask)
     step(model, optimizer, 1)
-    assert int((weight == 0).sum()) < 0.3 * int((~mask).sum())  # still 0 where the input never was other than 0
+    assert int((weight == 0).sum()) < 0.3 * int((~mask).sum())  # still 0 only where the input was always 0
 
 
 def test_e34_nested_modules_get_masks_of_their_own() -> None:
@@ -122,7 +122,7 @@ def test_e34_nested_modules_get_masks_of_their_own() -> None:
     second.apply()
     assert zeros_of(again) == zeros_of(model)
     with pytest.raises(ValueError, match=r"at least 0\.5"):
-        second.prune(0.4)  # the masks came along
+        second.prune(0.4)  # the masks were copied too
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -176,7 +176,7 @@ def test_remove_leaves_zeros_and_nothing_else() -> None:
     zeros, total = zeros_of(model)
     assert zeros == round(0.6 * total) and model.state_dict().keys() == plain.state_dict().keys()
     step(model, optimizer, 0)
-    assert zeros_of(model)[0] < zeros  # nobody holds them any more
+    assert zeros_of(model)[0] < zeros  # nothing keeps them at zero any more
 
 
 def test_e37_rewinding_takes_survivors_back_to_their_first_values() -> None:

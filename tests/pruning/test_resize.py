@@ -1,4 +1,4 @@
-"""A pruned model on its way through a file."""
+"""A pruned model saved to a file and loaded again."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_compressed_size_by_hand() -> None:
 
 
 def test_kernels_only_where_they_exist() -> None:
-    """On a CPU the answer is an error that says why, not a slow or wrong multiplication."""
+    """On a CPU this is an error that says why, not a slow or wrong multiplication."""
     assert not has_sparse_kernels("cpu")
     weight = gaussian(64, 64)
     with pytest.raises(RuntimeError, match="CUDA only"):

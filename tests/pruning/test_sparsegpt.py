@@ -43,7 +43,7 @@ def output_nmse(pruned: Tensor, weight: Tensor, x: Tensor) -> float:
 def obs_oracle(
     weight: Tensor, hessian: Tensor, sparsity: float, block_size: int, n_of_m: tuple[int, int] | None = None
 ) -> Tensor:
-    """Optimal brain surgeon row by row in float64: for each column the Hessian of what remains is inverted anew
+    """Optimal brain surgeon row by row in float64: for each column the Hessian of what remains is inverted again
     (paper, section 3.1); no Cholesky factor, no shared or lazy update."""
     rows, columns = weight.shape
     hessian = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(columns, dtype=torch.float64)
@@ -117,12 +117,12 @@ def test_the_papers_form_breaks_ties_as_the_fast_form_does() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5])
 def test_uncorrelated_inputs_give_magnitude_exactly(sparsity: float) -> None:
-    """H ∝ I: no column can make up for another, so nothing moves and the cost of a weight is its square."""
+    """H ∝ I: no column can compensate for another, so nothing moves and the cost of a weight is its square."""
     weight, hessian = gaussian(24, 64), 3.7 * torch.eye(64)
     result = sparsegpt_prune(weight, hessian, sparsity, block_size=64)
     assert torch.equal(result, weight * magnitude_mask(weight, sparsity))
     assert torch.equal(sparsegpt_prune(weight, hessian, pattern="2:4"), weight * nm_mask(weight.abs()))
-    # a smaller block ranks within itself
+    # smaller blocks are ranked one by one
     blocks = [part * magnitude_mask(part, sparsity) for part in weight.split(16, dim=1)]
     if sparsity == 0.5:  # 24 * 16 * 0.5 is whole
         assert torch.equal(sparsegpt_prune(weight, hessian, sparsity, block_size=16), torch.cat(blocks, dim=1))
@@ -191,7 +191,7 @@ def test_dead_inputs_go_first_and_by_magnitude() -> None:
     assert not ((result == 0) & ~dead).any()
     smallest = weight[dead].abs().sort().values[:12]
     assert torch.equal(weight[result == 0].abs().sort().values, smallest)
-    assert torch.equal(result[result != 0], weight[result != 0])  # and nobody has to make up for them
+    assert torch.equal(result[result != 0], weight[result != 0])  # and nothing has to compensate for them
 
 
 def test_hessian_of_zeros_is_magnitude() -> None:

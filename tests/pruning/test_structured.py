@@ -78,7 +78,7 @@ def test_residual_concat_depthwise(importance: str) -> None:
 
 
 def test_mlp_of_a_sequence_and_a_normalized_stream() -> None:
-    """A norm across channels keeps them all: its statistics would be others without some."""
+    """A norm across channels keeps them all: its statistics would change without some of them."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -135,7 +135,7 @@ def test_e31_everything_that_belongs_to_a_channel_goes() -> None:
     kept = pruned.pruning_report.groups[0].kept
     assert torch.equal(pruned[1].running_mean, model[1].running_mean[kept])
     assert torch.equal(pruned[3].weight, model[3].weight[:, kept])
-    pruned.train()(x).sum().backward()  # and it trains on
+    pruned.train()(x).sum().backward()  # and it can be trained further
     assert all(p.grad is not None for p in pruned.parameters())
 
 

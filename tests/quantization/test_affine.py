@@ -1,4 +1,4 @@
-"""Affine quantization against its definition, for every float32 there is, and against the errors people make."""
+"""Affine quantization against its definition, for every float32, and against common mistakes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_e04_zero_point_is_an_integer_code_and_codes_are_clamped():
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("options", SYMMETRIES)
 def test_the_whole_of_float32_does_not_overflow(bits, options):
-    """max - min is infinite in float32, and so is the end of a grid that lies half a step outside of the range."""
+    """max - min is infinite in float32, and so is the end of a grid that lies half a step outside the range."""
     largest = torch.finfo(torch.float32).max
     x = torch.tensor([-largest, -1e38, 0.0, 1e38, largest])
     qparams = choose_qparams(x, bits=bits, **options)

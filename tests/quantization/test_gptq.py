@@ -277,7 +277,7 @@ def test_e17_bits_per_weight_count_the_metadata() -> None:
 
 
 def test_steps_show_the_loss_that_each_column_adds() -> None:
-    """Σ e_j² is the (damped) output error: what a column adds is never taken back."""
+    """Σ err_j² is the (damped) output error: what a column adds is never undone."""
     weight, hessian = gaussian(8, 48), hessian_of(correlated(300, 48)).double()
     steps = list(gptq_steps(weight, hessian, 4, 16))
     assert [step.column for step in steps] == list(range(48))

@@ -46,7 +46,7 @@ def build(num_kv_heads: int = 2, seed: int = 0) -> Any:
 
 
 def windows(*lengths: int, seed: int = 1) -> list[Tensor]:
-    """Text of a sort: few words, often repeated."""
+    """Something like text: few words, often repeated."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(0, 60, (12, 4), generator=torch.Generator().manual_seed(0))
     draw = lambda n: words[torch.randint(0, 12, (n // 4 + 1,), generator=generator)].flatten()[:n]  # noqa: E731
@@ -130,7 +130,7 @@ def test_perplexity_is_that_of_the_dequantized_weights(method: str, bits: int, m
 
 @pytest.mark.parametrize("num_kv_heads", [2, 4])
 def test_awq_scales_are_folded_into_what_makes_the_inputs(num_kv_heads: int) -> None:
-    """At 8 bits rounding is next to nothing, so any scale that is not divided out again would show."""
+    """At 8 bits rounding is negligible, so a scale that is not divided out again would show."""
     model = build(num_kv_heads)
     result = quantize(model, windows(64, 64), "awq", 8, 16, progress=False)
     assert logit_error(result, model, torch.stack(windows(50, 50, seed=2))) < 1e-4

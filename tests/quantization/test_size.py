@@ -109,7 +109,7 @@ def test_recomputing_keeps_one_layer_and_the_inputs_of_the_others():
 def test_memory_of_inference_is_separated():
     config = PUBLISHED_CONFIGS["meta-llama/Llama-2-7b-hf"]
     budget = inference_memory(config, batch_size=32, seq_len=2048)
-    assert budget.kv_cache == 32 * GIB  # 512 KiB a token
+    assert budget.kv_cache == 32 * GIB  # 512 KiB per token
     assert budget.weights == 2 * count_parameters(config)
     assert budget.gradients == budget.optimizer_state == 0
     assert budget.total == budget.weights + budget.activations + budget.kv_cache

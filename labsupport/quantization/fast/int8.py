@@ -48,7 +48,7 @@ def int8_kernel(weight: Int8[Tensor, "out in"]) -> Int8Kernel:
 def saturation_free_limit(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out 1"]:
     """The smallest scale of each row for which the AVX2 kernel needs one pass, see Fbgemm: max|w_2i + w_2i+1| / 128."""
     pairs = F.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2)).sum(-1)
-    # Half an integer a weight for rounding: two weights that both round up add 1 to the sum.
+    # Half an integer per weight for rounding: two weights that both round up add 1 to the sum.
     return pairs.abs().amax(1, keepdim=True) / 127
 
 

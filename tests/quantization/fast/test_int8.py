@@ -83,7 +83,7 @@ def test_int8_kernels_round_to_the_nearest(kernel):
 
 @needs_fbgemm
 def test_avx2_saturates_unless_it_is_prevented():
-    """What the two ways of Fbgemm are for: forced to one pass, unsafe weights come out wrong on a CPU without VNNI."""
+    """What the two modes of Fbgemm are for: forced to one pass, unsafe weights come out wrong on a CPU without VNNI."""
     weight, x = torch.full((8, 64), 127, dtype=torch.int8), torch.full((1, 64), 127, dtype=torch.int8)
     forced = Fbgemm(weight)
     assert not forced.one_pass

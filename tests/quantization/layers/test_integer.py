@@ -1,4 +1,4 @@
-"""All layers with integer weights: what they compute, what they hold, and that it survives every journey."""
+"""All layers with integer weights: what they compute, what they hold, and that it survives saving, copying and moving."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_no_gradient_flows_and_none_that_is_wrong(name, layer):
 
 @pytest.mark.parametrize("kernels_off", [False, True])
 def test_a_checkpoint_means_the_same_to_every_kernel(monkeypatch, name, kernels_off):
-    """Saved with this machine's kernels, loaded where there are none: the other half of every kernel's test."""
+    """Saved with this machine's kernels, loaded where there are none."""
     layer = MAKERS[name](float_linear())
     x = floats(3, IN, seed=4)
     out = layer(x)
