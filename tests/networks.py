@@ -33,7 +33,7 @@ class ConvNet(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """conv1 and conv2 make the same channels, since their outputs are added; the last conv reads both parts of a cat."""
+    """conv1 and conv2 make the same channels, as their outputs are added; the last conv reads both parts of a cat."""
 
     def __init__(self) -> None:
         super().__init__()

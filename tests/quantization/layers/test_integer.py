@@ -1,4 +1,4 @@
-"""All layers with integer weights: what they compute, what they hold, and that it survives saving, copying and moving."""
+"""All layers with integer weights: what they compute and hold, and that it survives saving, copying and moving."""
 
 from __future__ import annotations
 
