@@ -6,7 +6,6 @@ from .pruner import Pruner
 from .resize import resize
 from .semi_structured import (
     CompressedNM,
-    compressed_nbytes,
     has_sparse_kernels,
     is_nm_sparse,
     nm_mask,
@@ -21,7 +20,6 @@ __all__ = [
     "InputNorm",
     "Pruner",
     "achieved_sparsity",
-    "compressed_nbytes",
     "cubic_schedule",
     "fit",
     "geometric_schedule",

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from labsupport.numerics.checks import check_finite
-from labsupport.numerics.packing import pack, packed_size, unpack
+from labsupport.numerics.packing import pack, unpack
 from labsupport.pruning.magnitude import keep_largest
 
 
@@ -55,20 +55,13 @@ def is_nm_sparse(weight: Float[Tensor, "*rows in"], n: int = 2, m: int = 4) -> b
     return bool(((weight != 0).unflatten(-1, (-1, m)).sum(-1) <= n).all())
 
 
-def compressed_nbytes(shape: Sequence[int], n: int = 2, m: int = 4, bytes_per_value: float = 2) -> int:
-    """Bytes of an N:M weight of this shape: the kept values, and for each its place in the group, ceil(log2 m) bits.
-
-    The indices of a row fill whole bytes. 2:4 in 16 bits: 8 + 1 bits per weight instead of 16, a factor of 1.78 and not
-    2; a 2:4 weight of 4-bit values takes 2 + 1 bits instead of 4.
-    """
-    check_nm(n, m, shape)
-    rows, kept = math.prod(shape[:-1]), shape[-1] // m * n
-    return rows * (math.ceil(kept * bytes_per_value) + packed_size(kept, _index_bits(m)))
-
-
 @dataclass(frozen=True)
 class CompressedNM:
-    """An N:M weight as stored: the kept values in order, and their packed positions within their groups."""
+    """An N:M weight as stored: the kept values in order, and their packed positions within their groups.
+
+    A position takes ceil(log2 m) bits. 2:4 in 16 bits: 8 + 1 bits per weight instead of 16, a factor of 1.78 and not 2;
+    a 2:4 weight of 4-bit values would take 2 + 1 bits instead of 4.
+    """
 
     values: Float[Tensor, "out kept"]
     indices: UInt8[Tensor, "out bytes"]

@@ -38,11 +38,6 @@ class MemoryBudget:
     kv_cache: int = 0
 
     @property
-    def optimizer_state(self) -> int:
-        """Float32 master weights and Adam's two moments."""
-        return self.master_weights + self.adam_m + self.adam_v
-
-    @property
     def total(self) -> int:
         return sum(self.breakdown().values())
 

@@ -26,22 +26,11 @@ from labsupport.quantization.fast.probes import worst_case
 _EXACT_COLUMNS = 1024
 
 
-def int8_matmul(x: Int8[Tensor, "n in"], weight: Int8[Tensor, "out in"]) -> Tensor:
-    """x @ weight.T in integer arithmetic: [n, out], int32 or (whole numbers in) float32.
-
-    Exact for all int8 values; float32 sums beyond 2**24 are rounded to its 24 bits. For repeated use, keep the kernel:
-    ``kernel = int8_kernel(weight); kernel(x)``.
-    """
-    for name, tensor in (("x", x), ("weight", weight)):
-        if tensor.dtype != torch.int8 or tensor.dim() != 2:
-            raise ValueError(f"{name} must be int8 with two dimensions, got {tensor.dtype} {list(tensor.shape)}")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(f"x and weight must have the same number of columns, got {x.shape[1]} and {weight.shape[1]}")
-    return int8_kernel(weight)(x)
-
-
 def int8_kernel(weight: Int8[Tensor, "out in"]) -> Int8Kernel:
-    """The fastest exact W8A8 kernel for this weight here."""
+    """The fastest exact W8A8 kernel for this weight here: kernel(x) is x @ weight.T, int32 or (whole numbers in) float32.
+
+    Exact for all int8 values; float32 sums beyond 2**24 are rounded to its 24 bits.
+    """
     return next(kernel(weight) for kernel in INT8_KERNELS if kernel.supports(weight))
 
 

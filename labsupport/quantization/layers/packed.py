@@ -28,10 +28,6 @@ class QuantizedLinear(IntegerLinear):
         for name in self._owned:
             self.register_buffer(name, getattr(weight, name))
 
-    @classmethod
-    def from_quantized(cls, weight: QuantizedWeight, bias: Float[Tensor, " out"] | None = None) -> QuantizedLinear:
-        return cls(weight, bias)
-
     def quantized_weight(self) -> QuantizedWeight:
         shape = (self.out_features, self.in_features)
         tensors = {name: getattr(self, name) for name in self._owned}

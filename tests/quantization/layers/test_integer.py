@@ -33,11 +33,11 @@ MAKERS = {
     "dynamic, two passes": lambda layer: DynamicQuantizedLinear.from_float(layer, saturation_free=False),
     "static": calibrated,
     "int8": Int8WeightLinear.from_float,
-    "int4": lambda layer: Int4WeightLinear.from_quantized(int4(layer), layer.bias),
+    "int4": lambda layer: Int4WeightLinear(int4(layer), layer.bias),
     "int4 awq": lambda layer: Int4WeightLinear(int4(layer, input_scale=floats(IN, seed=9).exp()), layer.bias),
     "int4 act-order": lambda layer: Int4WeightLinear(act_order(int4(layer)), layer.bias),
     "int4, no kernel": lambda layer: Int4WeightLinear(rtn_quantize(layer.weight, 4, 20), layer.bias),
-    "3 bits": lambda layer: QuantizedLinear.from_quantized(rtn_quantize(layer.weight, 3, 64), layer.bias),
+    "3 bits": lambda layer: QuantizedLinear(rtn_quantize(layer.weight, 3, 64), layer.bias),
     "3 bits act-order": lambda layer: QuantizedLinear(act_order(rtn_quantize(layer.weight, 3, 64)), layer.bias),
 }
 ACTIVATION_ERROR = {"dynamic": 0.02, "dynamic, two passes": 0.02, "static": 0.03}
