@@ -27,7 +27,7 @@ _EXACT_COLUMNS = 1024
 
 
 def int8_kernel(weight: Int8[Tensor, "out in"]) -> Int8Kernel:
-    """The fastest exact W8A8 kernel for this weight here: kernel(x) is x @ weight.T, int32 or (whole numbers in) float32.
+    """The fastest W8A8 kernel for this weight here: kernel(x) is x @ weight.T, int32 or (whole numbers in) float32.
 
     Exact for all int8 values; float32 sums beyond 2**24 are rounded to its 24 bits.
     """

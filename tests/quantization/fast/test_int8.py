@@ -11,6 +11,7 @@ from labsupport.quantization.fast import probes
 from labsupport.quantization.fast.int8 import (
     INT8_KERNELS,
     Fbgemm,
+    int8_kernel,
     saturation_free_limit,
 )
 
