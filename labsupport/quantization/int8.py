@@ -39,8 +39,8 @@ def quantize_rows(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Floa
 def in_steps(x: Float[Tensor, "n in"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n 1"]]:
     """The same before rounding, which the int8 kernels do anyway: at batch 1 every operator counts."""
     if x.device.type == "cpu" and has_numba():
-        from labsupport.quantization.fast.numba_int8 import rowsin_steps
+        from labsupport.quantization.fast.numba_int8 import rows_in_steps
 
-        return rowsin_steps(x)
+        return rows_in_steps(x)
     scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_(min=torch.finfo(torch.float32).tiny)
     return x / scale, scale
