@@ -359,7 +359,7 @@ def test_stages_give_what_the_layers_read(model: Any) -> None:
         ({"method": "magic"}, "method must be one of rtn, gptq, awq, int8_dynamic, int8_static; got 'magic'"),
         ({"bits": 1}, "bits must be an integer from 2 to 8"),
         ({"head_bits": 4}, "head_bits must be 8 or None"),
-        ({"smooth": 0.5}, "smooth serves methods that quantize activations"),
+        ({"smooth": 0.5}, "smooth is for methods that quantize activations"),
         ({"calibration": []}, "calibration must hold at least one window"),
         (
             {"calibration": torch.zeros(2, 8, dtype=torch.int64)},
