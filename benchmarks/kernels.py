@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labsupport.lm.model import Llama, LlamaConfig
-from labsupport.quantization.fast import kernels
-from labsupport.quantization.linear import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear
+from labsupport.quantization.fast.available import available_kernels
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.int8_weight import Int8WeightLinear
 from labsupport.quantization.rtn import rtn_quantize
 
 SMOLLM2 = LlamaConfig(
@@ -59,9 +61,7 @@ def main() -> None:
     torch.manual_seed(0)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     capability = torch.backends.cpu.get_cpu_capability()
-    print(
-        f"torch {torch.__version__}, {capability}, {arguments.threads} thread(s), kernels {kernels.available_kernels()}"
-    )
+    print(f"torch {torch.__version__}, {capability}, {arguments.threads} thread(s), kernels {available_kernels()}")
 
     float_model = Llama(SMOLLM2).eval()
     models = {"float32": float_model} | {name: quantized(float_model, *make) for name, make in VARIANTS.items()}

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from labsupport.lm import corpus, load_lm, perplexity
 from labsupport.quantization import quantize_model
-from labsupport.quantization.fast.kernels import available_kernels
+from labsupport.quantization.fast.available import available_kernels
 
 SEQ_LEN, CALIBRATION_WINDOWS, EVALUATION_WINDOWS = 512, 16, 8
 REFERENCE_FLOAT = 15.424

@@ -148,7 +148,7 @@ def accelerators() -> Iterable[Finding]:
     if torch.backends.mps.is_available():
         yield Finding(area, "MPS", "available (Apple GPU)")
 
-    from labsupport.quantization.fast.kernels import available_kernels
+    from labsupport.quantization.fast.available import available_kernels
 
     for job, kernel in available_kernels().items():
         yield Finding(area, job, kernel)

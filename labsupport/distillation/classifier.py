@@ -14,7 +14,8 @@ from labsupport.distillation.distiller import Data, Distiller
 from labsupport.distillation.measuring import CompressionTable
 from labsupport.pruning import prune_channels
 from labsupport.quantization import rtn_quantize
-from labsupport.quantization.linear import Int4WeightLinear, QuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.packed import QuantizedLinear
 
 if TYPE_CHECKING:
     import pandas as pd

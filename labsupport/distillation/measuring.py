@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from labsupport.quantization.linear import IntegerLinear
+from labsupport.quantization.layers.integer import IntegerLinear
 from labsupport.timing import median_milliseconds
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What every algorithm asks of its numbers before it starts."""
+"""What every algorithm requires of its numbers before it starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIN_BITS, MAX_BITS = 2, 8
 
 
 def check_bits(bits: int) -> None:
-    """ValueError unless 2 <= bits <= 8: codes are stored in 8-bit integers, where more would wrap silently."""
+    """ValueError unless 2 <= bits <= 8: codes are stored in 8-bit integers, in which more bits would wrap silently."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits must be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
 

@@ -1,24 +1,28 @@
 """The Hessian of a layer's output error, and the factor of its inverse that GPTQ and SparseGPT walk along.
 
-Both minimize |dW X|² = tr(dW H dWᵀ) with H = 2 XᵀX, the second derivative of that error by any row of the weight."""
+Both minimize ‖X dWᵀ‖² = tr(dW H dWᵀ) / 2 with H = 2 XᵀX, the second derivative of that error by any row of the weight.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from labsupport.numerics.checks import check_finite
+
 
 def inverse_cholesky(hessian: Float[Tensor, "n n"], damping: float = 0.0) -> Float[Tensor, "n n"]:
     """Upper U with UᵀU = (hessian + damping · mean(diagonal) · I)⁻¹.
 
     With both axes reversed, Cholesky gives hessian = R Rᵀ with R upper, and U = R⁻¹: the same U as factoring the
-    inverse, without forming it. More damping, with a warning, where that is not positive definite.
+    inverse, without forming it. If the matrix is not positive definite, damping is raised, with a warning.
 
     Raises:
-        ValueError: even 100 times the mean diagonal does not help.
+        ValueError: not positive definite even with 100 times the mean diagonal added.
     """
     mean = hessian.diagonal().mean()
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
@@ -35,7 +39,7 @@ def inverse_cholesky(hessian: Float[Tensor, "n n"], damping: float = 0.0) -> Flo
 
 
 def _inverse_upper(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """By halves: a third of the work of solving for the identity, nearly all of it in matrix products."""
+    """By recursive halves: a third of the work of solving for the identity, nearly all of it in matrix products."""
     n = len(matrix)
     if n <= 64:
         return torch.linalg.solve_triangular(matrix, torch.eye(n, dtype=matrix.dtype, device=matrix.device), upper=True)
@@ -47,8 +51,36 @@ def _inverse_upper(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return inverse
 
 
+def check_hessian(
+    hessian: Float[Tensor, "in in"], weight: Float[Tensor, "out in"], damping: float
+) -> Float[Tensor, "in in"]:
+    """A copy in float32 (float64 if it came so), or a ValueError: weight and hessian do not fit together, a value is
+    not finite, the Hessian is not symmetric or has a negative diagonal, or damping is negative."""
+    if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
+        raise ValueError(
+            f"weight must be a floating-point [out, in] with elements, got {weight.dtype} {list(weight.shape)}"
+        )
+    in_features = weight.shape[1]
+    if hessian.shape != (in_features, in_features) or not hessian.is_floating_point():
+        raise ValueError(
+            f"hessian must be floating point of shape [in, in] = [{in_features}, {in_features}] for weight "
+            f"{list(weight.shape)}, got {hessian.dtype} {list(hessian.shape)}"
+        )
+    if not (math.isfinite(damping) and damping >= 0):
+        raise ValueError(f"damping must be a finite number of at least 0, got {damping}")
+    check_finite(weight, "weight")
+    check_finite(hessian, "hessian")
+    hessian = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32), copy=True)
+    asymmetry, largest = float((hessian - hessian.t()).abs().max()), float(hessian.abs().max())
+    if asymmetry > 1e-3 * largest:
+        raise ValueError(f"hessian must be symmetric, got one that differs from its transpose by up to {asymmetry:.3g}")
+    if hessian.diagonal().min() < 0:
+        raise ValueError(f"hessian must have no negative diagonal, got {float(hessian.diagonal().min()):.3g}")
+    return hessian
+
+
 class HessianAccumulator:
-    """H = 2/n Σ x xᵀ over all tokens seen, in float32 whatever the activations' precision (paper, section 3.1)."""
+    """H = 2/n Σ x xᵀ over all tokens seen, in float32 whatever the activations' precision (GPTQ, section 3.1)."""
 
     def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
         self.num_tokens = 0
@@ -56,14 +88,14 @@ class HessianAccumulator:
 
     @torch.no_grad()
     def add(self, inputs: Float[Tensor, "*lead in"]) -> None:
-        """Take in activations with any leading dimensions; each row of the last one is a token."""
+        """Add activations with any leading dimensions; the last one holds the features of one token."""
         if inputs.dim() == 0 or inputs.shape[-1] != len(self._upper):
             raise ValueError(f"inputs must have shape [..., {len(self._upper)}], got {list(inputs.shape)}")
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         if len(x) == 0:
             return
         before, self.num_tokens = self.num_tokens, self.num_tokens + len(x)
-        # Half of a symmetric product is enough: strips from the diagonal rightwards.
+        # Half of a symmetric product is enough: strips from the diagonal to the right.
         for start in range(0, x.shape[1], 192):
             strip = slice(start, start + 192)
             self._upper[strip, start:].addmm_(

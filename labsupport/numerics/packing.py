@@ -1,7 +1,7 @@
 """Packing: codes of 2 to 8 bits side by side in bytes, with nothing wasted between them.
 
-A row of n codes is one stream of bits, lowest bit first: code i takes the bits from i * bits on. Two 4-bit codes
-a byte, the first in the low nibble; eight 3-bit codes in three bytes. A row takes ceil(n * bits / 8) bytes.
+A row of n codes is one stream of bits, lowest bit first: code i starts at bit i * bits. Two 4-bit codes share a byte,
+the first in the low nibble; eight 3-bit codes take three bytes. A row takes ceil(n * bits / 8) bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def unpack(packed: UInt8[Tensor, "*rows bytes"], bits: int, n: int) -> UInt8[Ten
     if n < 0 or packed.shape[-1] != packed_size(n, bits):
         size = packed_size(n, bits)
         raise ValueError(
-            f"packed must have {size} bytes a row for n = {n} codes of {bits} bits, got {packed.shape[-1]}"
+            f"packed must have {size} bytes per row for n = {n} codes of {bits} bits, got {packed.shape[-1]}"
         )
     if bits == 8:
         return packed.clone()
@@ -54,7 +54,7 @@ def packed_size(n: int, bits: int) -> int:
 
 
 def _blocks(values: Tensor, size: int) -> Tensor:
-    """[..., n] -> [..., ceil(n / size), size], filled up with zeros."""
+    """[..., n] -> [..., ceil(n / size), size], padded with zeros."""
     values = pad(values, (0, -values.shape[-1] % size))
     return values.unflatten(-1, (values.shape[-1] // size, size))
 

@@ -1,17 +1,18 @@
-from .iterative import Pruner, cubic_schedule, fit, geometric_schedule, iterative_prune
+from .iterative import cubic_schedule, fit, geometric_schedule, iterative_prune
 from .llama import neuron_scores, prune_llama
 from .magnitude import achieved_sparsity, global_magnitude_masks, magnitude_mask
 from .model import prune_model
+from .pruner import Pruner
+from .resize import resize
 from .semi_structured import (
     CompressedNM,
-    compressed_nbytes,
     has_sparse_kernels,
     is_nm_sparse,
     nm_mask,
     to_semi_structured,
 )
 from .sparsegpt import sparsegpt_prune, sparsegpt_prune_together
-from .structured import prune_channels, resize
+from .structured import prune_channels
 from .wanda import InputNorm, wanda_mask, wanda_scores
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "InputNorm",
     "Pruner",
     "achieved_sparsity",
-    "compressed_nbytes",
     "cubic_schedule",
     "fit",
     "geometric_schedule",

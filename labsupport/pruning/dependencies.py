@@ -1,9 +1,9 @@
-"""Which channels hang together: a dependency trace of a network, by labels that travel with its activations.
+"""Which channels belong together: a dependency trace of a network, by labels that travel with its activations.
 
 The model is traced by torch.fx and run once on an example. Every layer that makes channels (linear, convolution) gives
-each of them a fresh label, a unit; batch norm, activations and pooling hand the labels on, flattening repeats a
-channel's label for each of its pixels, concatenation puts labels side by side, and an addition makes the labels on both
-its sides one. What each layer reads and writes then says which rows, columns and statistics one unit owns, anywhere.
+each of them a fresh label, a unit; batch norm, activations and pooling pass the labels on, flattening repeats a
+channel's label for each of its pixels, concatenation puts labels side by side, and an addition unites the labels of its
+two sides. What each layer reads and writes then says which rows, columns and statistics belong to one unit, anywhere.
 
 Why not Torch-Pruning: it is sound, but a dependency that nothing else here needs, and it guesses at operations it does
 not know. Labels fit on a page, and what is not understood here is refused. For pruning by dependency graphs see Fang et
@@ -13,14 +13,15 @@ al. 2023, "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, fx, nn
 
-CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4}  # and the dimensions of their input
+from labsupport.lm.activations import evaluating
+from labsupport.pruning.couplings import Channels, Couplings
+
+CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4}  # with the number of dimensions of their input
 PER_CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
 ACROSS_CHANNELS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Softmax, nn.LogSoftmax)
 ELEMENTWISE = (
@@ -31,7 +32,7 @@ POOLING = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
-# Functions and methods, by name: torch.relu, F.relu and x.relu() are one.
+# Functions and methods, by name: torch.relu, F.relu and x.relu() are the same.
 ELEMENTWISE_NAMES = {
     "add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "maximum", "minimum", "neg", "pow",
     "abs", "exp", "sqrt", "clamp", "clone", "contiguous", "detach", "to", "float", "relu", "relu_", "relu6", "gelu",
@@ -42,91 +43,26 @@ POOLING_NAMES = {"max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adapti
 FLATTENING_NAMES = {"flatten", "view", "reshape"}
 
 
-@dataclass(frozen=True)
-class Channels:
-    """A traced tensor's labels: ``units[i]`` is the unit of index i along dimension ``dim``."""
-
-    dim: int
-    units: Int64[Tensor, " size"]
-
-
-@dataclass
-class Couplings:
-    """What `trace` found. Units that are one have the same class.
-
-    slices: for each parameter and buffer, by its name in the state dict: dimension -> unit of each index.
-    producers, consumers: for each linear or convolutional layer: units of its outputs; of its inputs.
-    fixed: units that must stay, for the model's input or output is made of them, or a norm looks across them.
-    """
-
-    slices: dict[str, dict[int, Int64[Tensor, " size"]]] = field(default_factory=dict)
-    producers: dict[str, Int64[Tensor, " out"]] = field(default_factory=dict)
-    consumers: dict[str, Int64[Tensor, " in"]] = field(default_factory=dict)
-    fixed: set[int] = field(default_factory=set)
-    _parent: list[int] = field(default_factory=list)
-
-    def fresh(self, count: int) -> Int64[Tensor, " count"]:
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return torch.arange(start, start + count)
-
-    def find(self, unit: int) -> int:
-        while self._parent[unit] != unit:
-            self._parent[unit] = unit = self._parent[self._parent[unit]]
-        return unit
-
-    def unite(self, first: Tensor, second: Tensor) -> None:
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            self._parent[self.find(b)] = self.find(a)
-
-    def fix(self, units: Tensor) -> None:
-        self.fixed.update(units.tolist())
-
-    @property
-    def classes(self) -> Int64[Tensor, " units"]:
-        """For each unit, the one that stands for all that are one with it."""
-        return torch.tensor([self.find(unit) for unit in range(len(self._parent))], dtype=torch.int64)
-
-    def groups(self, skip: tuple[str, ...] = ()) -> dict[tuple[str, ...], Int64[Tensor, " channels"]]:
-        """Names of the layers that make the same channels together -> those channels' classes, where they may go."""
-        classes = self.classes
-        kept = {self.find(unit) for unit in self.fixed}
-        makers: dict[int, list[str]] = {}
-        for name, units in self.producers.items():
-            for each in dict.fromkeys(classes[units].tolist()):
-                makers.setdefault(each, []).append(name)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for each, names in makers.items():
-            if each not in kept and not set(names) & set(skip):
-                groups.setdefault(tuple(names), []).append(each)
-        return {names: torch.tensor(members) for names, members in groups.items()}
-
-
 @torch.no_grad()
 def trace(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Couplings:
-    """Follow all channels of a model in evaluation mode; nothing of it changes but its mode for a moment.
+    """Follow all channels of a model through one forward pass in evaluation mode; the model is left as it was.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or channels reach an operation that is not understood; which.
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # batch norm's statistics must not move
-    try:
+    with evaluating(model):  # batch norm's statistics must not move
         try:
             graph = fx.symbolic_trace(model)
         except Exception as error:
             raise ValueError(f"model must be one that torch.fx can trace; it says: {error}") from error
         labels = _Labels(graph)
         labels.run(*inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return labels.found
 
 
 class _Labels(fx.Interpreter):
-    """Runs the graph node by node; ``channels`` holds the labels of each node's result, None where all is fixed."""
+    """Runs the graph node by node; ``channels`` holds the labels of each node's result, None if all of it is fixed."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)
@@ -163,13 +99,13 @@ class _Labels(fx.Interpreter):
             units = x.units.repeat_interleave(module.out_channels // module.in_channels)
             self._own(name, module, ("weight", "bias"), units)
             return Channels(1, units)
-        if x is None:  # all that it reads is fixed, so what it makes is, whatever it does
+        if x is None:  # everything it reads is fixed, so its output is too, whatever it does
             return None
         if kind in PER_CHANNEL_NORMS and x.dim == 1:
             self._own(name, module, ("weight", "bias", "running_mean", "running_var"), x.units)
             return x
         if kind in ACROSS_CHANNELS:
-            self.found.fix(x.units)  # what comes out is fixed as well, so it has no labels
+            self.found.fix(x.units)  # its output is fixed as well, so it has no labels
             return None
         if kind in ELEMENTWISE:
             return x
@@ -183,7 +119,7 @@ class _Labels(fx.Interpreter):
         if x is not None and x.dim != dim:
             raise _refusal(node, f"{name} reads dimension {dim}, channels lie in dimension {x.dim}")
         if name in self.found.producers and (x is None) != (name not in self.found.consumers):
-            # a layer called twice, once on what is fixed: so are the inputs of the other call
+            # a layer called twice, once on fixed inputs: then the other call's inputs are fixed too
             self.found.fix(x.units if x is not None else self.found.consumers[name])
         elif x is not None:
             self._slice(f"{name}.weight", 1, x.units)
@@ -203,7 +139,7 @@ class _Labels(fx.Interpreter):
         if name in POOLING_NAMES and x.dim == 1:
             return x
         if name in ("softmax", "log_softmax", "layer_norm"):
-            self.found.fix(x.units)  # what comes out is fixed as well, so it has no labels
+            self.found.fix(x.units)  # its output is fixed as well, so it has no labels
             return None
         if name in FLATTENING_NAMES:
             return self._flatten(node, x, value)
@@ -214,7 +150,7 @@ class _Labels(fx.Interpreter):
         raise _refusal(node, name)
 
     def _elementwise(self, node: fx.Node, name: str, value: Tensor) -> Channels | None:
-        """Broadcasting lines dimensions up from the right, so there channels must lie at the same place."""
+        """Broadcasting aligns dimensions from the right, so channels must be at the same place counted from there."""
         shapes = [self.env[source].shape for source in node.all_input_nodes if isinstance(self.env[source], Tensor)]
         labels = [self.channels[source] for source in node.all_input_nodes if isinstance(self.env[source], Tensor)]
         places = {channels.dim - len(shape) for channels, shape in zip(labels, shapes, strict=True) if channels}
@@ -255,7 +191,7 @@ class _Labels(fx.Interpreter):
         return Channels(dim, torch.cat(pieces))
 
     def _flatten(self, node: fx.Node, x: Channels, value: Tensor) -> Channels:
-        """Of [n, c, h, w] to [n, c·h·w] each channel becomes h·w features. The size must not be written as a number."""
+        """From [n, c, h, w] to [n, c·h·w], each channel becomes h·w features. The size must not be a literal number."""
         shape = self.env[node.all_input_nodes[0]].shape
         if value.shape == shape:
             return x
@@ -296,4 +232,4 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _refusal(node: fx.Node, what: str) -> ValueError:
-    return ValueError(f"model must hold only operations that channels can be followed through; got {what} at {node}")
+    return ValueError(f"model must only use operations through which channels can be followed; got {what} at {node}")

@@ -1,42 +1,31 @@
 """Structured pruning of a Llama: neurons of its MLPs, attention heads with their KV groups, and whole layers.
 
-The result is an ordinary Llama with smaller sizes in its config: it saves, loads, caches and quantizes as any other.
-All layers shrink alike, for the config has one number for all; which neurons and heads go is each layer's own affair.
+The result is an ordinary Llama with smaller sizes in its config: it saves, loads, caches and quantizes like any other.
+All layers shrink by the same amount, for the config has one number for all; which neurons and heads go differs from
+layer to layer (llama_importance.py).
 
-MLP neurons are found by the dependency trace: gate and up make them together, down reads them. What torch.fx cannot
-see is how attention reads its projections as heads, so those couplings stand here: query head h is head_dim rows of
-q_proj and columns of o_proj, and reads KV head h // (num_heads / num_kv_heads), head_dim rows of k_proj and v_proj.
-
-Importance of neurons and heads is structured.py's. Of a layer it is, by activation, 1 - cos(its input, its output) over
-all tokens (ShortGPT's block influence, Men et al. 2024, arXiv 2403.03853, equation 1); by taylor, what the loss would
-change to first order if the layer handed its input on: (Σ (output - input) · ∂loss/∂output)².
+MLP neurons are found by the dependency trace: gate and up make them together, down reads them. torch.fx cannot see how
+attention reads its projections as heads, so those couplings are stated here: query head h is head_dim rows of q_proj
+and columns of o_proj, and reads KV head h // (num_heads / num_kv_heads), head_dim rows of k_proj and v_proj.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
 from labsupport.lm.calibrate import check_calibration
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.pruning.dependencies import trace
+from labsupport.pruning.llama_importance import layer_scores, read_scores, total
 from labsupport.pruning.magnitude import check_sparsity, keep_largest
-from labsupport.pruning.structured import (
-    GroupReport,
-    StructuredReport,
-    evaluating,
-    input_scores,
-    take,
-    watch_inputs,
-)
+from labsupport.pruning.resize import take
+from labsupport.pruning.structured import GroupReport, StructuredReport
 
 
 def prune_llama(
@@ -55,18 +44,18 @@ def prune_llama(
 
     calibration: windows of token ids, on which importance is measured.
     mlp_sparsity: each layer keeps ``C - round(C * mlp_sparsity)`` of its C MLP neurons, at least one.
-    kv_groups: how many KV heads each layer loses, with all query heads that read them.
-    num_layers_removed: layers go first, all at once; the rest is measured without them.
+    kv_groups: how many KV heads each layer loses, along with all query heads that read them.
+    num_layers_removed: layers go first, all at once; everything else is measured without them.
     heads_per_group: how many query heads each of the remaining KV groups loses.
     multiple_of: the number of neurons left is rounded to a multiple of this, if one fits: matrix products are slower
-        at odd sizes (here 1075 of 1536 neurons sped up a prompt's MLP by 1.15, 1072 by 1.43).
+        at odd sizes (in one measurement 1075 of 1536 neurons made a prompt's MLP 1.15 times faster, 1072 1.43 times).
     importance: "activation" | "taylor".
 
-    The result's ``pruning_report`` is a `StructuredReport`, its layers numbered as in the result. Nothing is retrained.
+    The result's ``pruning_report`` is a `StructuredReport`; layers are numbered as in the result. Nothing is retrained.
 
     Raises:
-        ValueError: a share outside 0..1; as many groups, heads or layers as there are, or fewer than 0; no such
-            importance; calibration that is not a list of token tensors; a model that is no Llama of linear layers.
+        ValueError: a share outside 0..1; fewer than 0 groups, heads or layers, or all of them; no such importance;
+            calibration that is not a list of token tensors; a model that is not a Llama of linear layers.
     """
     llama = _checked(model, mlp_sparsity, kv_groups, num_layers_removed, heads_per_group, importance)
     if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
@@ -97,12 +86,12 @@ def _narrowed(
     report: StructuredReport, progress: bool,
 ) -> Llama:  # fmt: skip
     config, state = model.config, {name: value.detach() for name, value in model.state_dict().items()}
-    scores = _read_scores(model, windows, taylor, progress)
+    scores = read_scores(model, windows, taylor, progress)
     layer: Any
     for i, layer in enumerate(model.layers):
         couplings = trace(layer.mlp, torch.zeros(1, 1, config.hidden_size).to(layer.mlp.up_proj.weight))
         ((names, members),) = couplings.groups().items()
-        keep = keep_largest(_total(scores[f"layers.{i}.mlp.down_proj"], taylor), num_neurons)
+        keep = keep_largest(total(scores[f"layers.{i}.mlp.down_proj"], taylor), num_neurons)
         kept = torch.ones(len(couplings.classes), dtype=torch.bool)
         kept[members] = keep
         mlp = {f"layers.{i}.mlp.{name}": dims for name, dims in couplings.slices.items()}
@@ -132,73 +121,27 @@ def neuron_scores(
     importance: str = "activation",
     progress: bool = False,
 ) -> list[Float[Tensor, " neurons"]]:
-    """Importance of each MLP neuron, a tensor a layer: what `prune_llama` ranks. ValueError as there."""
+    """Importance of each MLP neuron, one tensor per layer: what `prune_llama` ranks. Raises ValueError as it does."""
     llama = _checked(model, 0.0, 0, 0, 0, importance)
     taylor = importance == "taylor"
-    scores = _read_scores(llama, check_calibration(calibration, llama.config.vocab_size), taylor, progress)
-    return [_total(scores[f"layers.{i}.mlp.down_proj"], taylor) for i in range(len(llama.layers))]
+    scores = read_scores(llama, check_calibration(calibration, llama.config.vocab_size), taylor, progress)
+    return [total(scores[f"layers.{i}.mlp.down_proj"], taylor) for i in range(len(llama.layers))]
 
 
 @torch.no_grad()
 def keep_heads(
     scores: Float[Tensor, "windows in"], config: LlamaConfig, kv_groups: int, heads_per_group: int, taylor: bool
 ) -> tuple[Bool[Tensor, " num_heads"], Bool[Tensor, " num_kv_heads"]]:
-    """Which query heads and KV heads stay: the weakest groups go whole, then the weakest heads of each group left."""
+    """Which query heads and KV heads stay: the weakest groups go as a whole, then the weakest heads of each remaining
+    group."""
     by_head = scores.unflatten(1, (config.num_kv_heads, -1, config.head_dim)).sum(-1)  # [windows, groups, heads]
-    groups = keep_largest(_total(by_head.sum(-1), taylor), kv_groups)
-    heads = keep_largest(_total(by_head, taylor), heads_per_group) & groups[:, None]
+    groups = keep_largest(total(by_head.sum(-1), taylor), kv_groups)
+    heads = keep_largest(total(by_head, taylor), heads_per_group) & groups[:, None]
     return heads.flatten(), groups
 
 
-def layer_scores(
-    model: Llama, windows: Iterable[Int64[Tensor, " time"]], taylor: bool = False, progress: bool = False
-) -> Float[Tensor, " layers"]:
-    """What each layer does to the hidden state, or to the loss; see the top."""
-    rows = []
-    with evaluating(model), torch.set_grad_enabled(taylor):
-        for window in _bar(windows, "layers", progress):
-            x, rotary = model.embed(window[None])
-            states = [x.detach().requires_grad_(taylor)]
-            for layer in model.layers:
-                states.append(layer(states[-1], rotary))
-            if taylor:
-                _loss(model.lm_head(model.norm(states[-1])), window).backward(inputs=states)
-            with torch.no_grad():
-                pairs = list(pairwise(states))
-                if taylor:
-                    row = [((b - a) * b.grad).sum().square() for a, b in pairs if b.grad is not None]
-                else:
-                    row = [(1 - F.cosine_similarity(a, b, dim=-1)).mean() for a, b in pairs]
-                rows.append(torch.stack(row).float().cpu())
-    return torch.stack(rows).mean(0)
-
-
-def _read_scores(
-    model: Llama, windows: list[Tensor], taylor: bool, progress: bool
-) -> Mapping[str, Float[Tensor, "windows in"]]:
-    """For each input of each down_proj (a neuron) and o_proj (a head's feature)."""
-    layers = {name: m for name, m in model.named_modules() if name.endswith(("mlp.down_proj", "self_attn.o_proj"))}
-    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for window in _bar(windows, "neurons and heads", progress):
-        with evaluating(model), watch_inputs(layers, taylor) as seen:
-            logits = model.hidden_states(window[None]) if not taylor else model(window[None])
-            if taylor:
-                _loss(logits, window).backward(inputs=[x for found in seen.values() for x in found])
-        for name, layer in layers.items():
-            rows[name].append(input_scores(layer, seen[name][0], taylor)[0])
-    return {name: torch.stack(found) for name, found in rows.items()}
-
-
-def _total(scores: Float[Tensor, "windows ..."], taylor: bool) -> Float[Tensor, ...]:
-    return scores.square().mean(0) if taylor else scores.sum(0)
-
-
-def _loss(logits: Tensor, window: Tensor) -> Tensor:
-    return F.cross_entropy(logits[0, :-1].float(), window[1:])
-
-
 def _head_slices(config: LlamaConfig) -> dict[str, dict[int, Tensor]]:
-    """Units are query heads, then KV heads."""
+    """For each projection: dimension -> head of each index; query heads are numbered first, then KV heads."""
     assert config.head_dim is not None
     queries = torch.arange(config.num_heads).repeat_interleave(config.head_dim)
     keys = config.num_heads + torch.arange(config.num_kv_heads).repeat_interleave(config.head_dim)
@@ -223,19 +166,13 @@ def with_layers(model: Llama, kept: Sequence[int]) -> Llama:
 
 
 def _build(config: LlamaConfig, state: Mapping[str, Tensor], training: bool) -> Llama:
-    """The model that the config describes, with memory of its own."""
+    """The model that the config describes, with its own memory."""
     with torch.device("meta"):
         model = Llama(config)
     model.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
     if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight  # assignment made two parameters of the one
+        model.lm_head.weight = model.embed_tokens.weight  # assign=True made two parameters of one
     return model.train(training)
-
-
-def _bar(windows: Iterable[Tensor], what: str, progress: bool) -> Iterable[Tensor]:
-    from tqdm.auto import tqdm
-
-    return tqdm(windows, desc=what, unit="window", disable=not progress)
 
 
 def _checked(
@@ -255,7 +192,7 @@ def _checked(
     }
     for name, (value, there) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < there:
-            raise ValueError(f"{name} must be an integer from 0 to {there - 1}, for there are {there}; got {value!r}")
+            raise ValueError(f"{name} must be an integer from 0 to {there - 1} (the model has {there}); got {value!r}")
     if importance not in ("activation", "taylor"):
         raise ValueError(f"importance must be activation or taylor; got {importance!r}")
     return model

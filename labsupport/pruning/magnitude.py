@@ -1,8 +1,8 @@
-"""Magnitude pruning: the weights nearest to zero go, exactly as many as were asked for.
+"""Magnitude pruning: the weights nearest to zero go, exactly as many as requested.
 
 Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks" (arXiv 1506.02626), in two forms:
-each layer loses the same share (`magnitude_mask`), or one threshold is laid through all layers, which then lose
-different shares (`global_magnitude_masks`).
+each layer loses the same share (`magnitude_mask`), or one threshold applies to all layers, which then lose different
+shares (`global_magnitude_masks`).
 
 A mask is bool, True where a weight stays. It is made from a rank, not from a threshold alone: weights on a coarse grid
 tie by the thousands, and a threshold would take all of the tied ones or none.
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
 from labsupport.numerics.checks import check_finite
 
 
@@ -25,9 +24,9 @@ from labsupport.numerics.checks import check_finite
 def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float) -> Bool[Tensor, "*shape"]:
     """Which weights stay (True): all but the ``round(sparsity * n)`` of smallest magnitude, n = weight.numel().
 
-    sparsity: share of zeros wanted, 0 (keep all) to 1 (keep none); Python's ``round``, halves to the even neighbour.
+    sparsity: share of zeros, 0 (keep all) to 1 (keep none); Python's ``round`` takes halves to the even neighbour.
 
-    Among equal magnitudes the earlier in memory order goes first, so the same weight always gives the same mask.
+    Among equal magnitudes the first in memory order goes first, so the same weight always gives the same mask.
 
     Raises:
         ValueError: sparsity outside 0..1; weight not floating point or not finite.
@@ -47,7 +46,7 @@ def global_magnitude_masks(
     named_weights: a dict or pairs such as ``model.named_parameters()`` gives.
 
     Layers with small weights lose more than others, in language models far more: a global rank suits networks whose
-    layers have weights of one scale, as trained from a common initialization.
+    layers have weights on the same scale, as when trained from a common initialization.
 
     Raises:
         ValueError: sparsity outside 0..1; a name given twice; a weight not floating point or not finite.
@@ -67,7 +66,7 @@ def global_magnitude_masks(
 def keep_largest(scores: Float[Tensor, "*rows n"], num_pruned: int) -> Bool[Tensor, "*rows n"]:
     """False at exactly the ``num_pruned`` smallest scores of each row, the first of equal ones first.
 
-    Selection (no sort) finds the threshold; ties across it are counted off only where there are any.
+    Selection (no sort) finds the threshold; ties at it are counted only if there are any.
     """
     if num_pruned == 0 or scores.numel() == 0:
         return torch.ones_like(scores, dtype=torch.bool)
@@ -88,7 +87,7 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def achieved_sparsity(*weights: Tensor) -> float:
-    """Share of exact zeros among all elements, counted: what a report should print, whatever the target was."""
+    """Share of exact zeros among all elements, counted: what a report should state, whatever the target was."""
     total = sum(weight.numel() for weight in weights)
     return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
 

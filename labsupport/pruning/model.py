@@ -1,13 +1,13 @@
 """`prune_model`: any method of this chapter on every linear layer of a language model's blocks.
 
-The methods differ in what they know of a layer's inputs (labsupport/quantization/calibrate.py runs them through):
+The methods differ in what they know about a layer's inputs (lm/calibrate.py runs the calibration text):
 
     magnitude    nothing: the smallest weights of each layer go, or of all layers together (scope="global")
     wanda        the norm of each input; the weights that stay are not changed
-    sparsegpt    how the inputs correlate; the weights that stay make up for those that go
+    sparsegpt    how the inputs correlate; the weights that stay compensate for those that go
 
-Each layer meets its inputs as the already pruned layers before it make them. The result computes with dense matrices:
-zeros alone save no time and no memory. Embedding, norms and head stay as they are.
+Each layer sees its inputs as the already pruned layers before it produce them. The result computes with dense matrices:
+zeros alone save neither time nor memory. Embedding, norms and head stay as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,16 +22,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-# Chapter 1's run through the model, not a second one: quantization knows nothing of pruning, so imports point one way.
 from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
 from labsupport.numerics.hessian import HessianAccumulator
+from labsupport.progress import progress_bar
 from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
+from labsupport.pruning.report import LayerReport, PruningReport
 from labsupport.pruning.semi_structured import check_nm, nm_mask, parse_pattern
 from labsupport.pruning.sparsegpt import sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -56,10 +56,10 @@ def prune_model(
 ) -> nn.Module:
     """A new model with zeros in the linear layers of its blocks; ``model`` is not changed.
 
-    calibration: windows of token ids of any length, for all methods (magnitude only reports errors on them).
+    calibration: windows of token ids of any length, for all methods (magnitude only measures errors on them).
     method: "magnitude" | "wanda" | "sparsegpt", see above.
     sparsity: share of zeros in each layer, exact to the element (wanda: to the element of each row).
-    pattern: None, or n kept of every m neighbours in a row, such as "2:4". It fixes the sparsity, 1 - n/m: another one
+    pattern: None, or n kept of every m neighbours in a row, such as "2:4". It fixes the sparsity at 1 - n/m; any other
         is refused.
     scope: magnitude only. "global" ranks the weights of all layers together; their shares then differ.
     damping, block_size: sparsegpt only, see `sparsegpt_prune`.
@@ -68,8 +68,8 @@ def prune_model(
 
     Raises:
         ValueError: no such method or scope; a sparsity outside 0..1 or other than the pattern's; a pattern whose m does
-            not divide a layer's inputs; calibration that is not a list of token tensors; a model whose blocks have no
-            nn.Linear at the places of a Llama.
+            not divide a layer's inputs; calibration that is not a list of token tensors; a model whose blocks lack an
+            nn.Linear where a Llama has one.
     """
     _check_options(method, sparsity, pattern, scope)
     _check_layers(model, pattern)
@@ -80,7 +80,8 @@ def prune_model(
     prune = _method(pruned, method, sparsity, pattern, scope, damping, block_size)
     report = PruningReport(method, sparsity, pattern, scope)
     needed = _few(windows) if method == "magnitude" else windows
-    for stage in _bar(stages(pruned, needed), model, method, progress):
+    num_stages = NUM_STAGES * len(llama.layers)
+    for stage in progress_bar(stages(pruned, needed), method, "stage", progress, total=num_stages):
         sample, linears = stage.sample(ERROR_TOKENS), stage.linears
         before = time.perf_counter()
         results = list(prune(stage))
@@ -88,75 +89,12 @@ def prune_model(
         for name, linear, weight in zip(stage.full_names, linears, results, strict=True):
             weight = weight.to(linear.weight.dtype)
             error = nmse(F.linear(sample, weight), F.linear(sample, linear.weight))
-            linear.weight.copy_(weight)  # what the following stages are to cope with
+            linear.weight.copy_(weight)  # so that later stages see it
             report.layers.append(LayerReport(name, tuple(weight.shape), int((weight == 0).sum()), seconds, error))
     report.seconds = time.perf_counter() - start
     pruned.pruning_report = report
     return pruned
 
-
-@dataclass
-class LayerReport:
-    """num_zeros: counted in the result.
-    seconds: wall time of this layer's pruning, statistics of its inputs included, an equal share for layers that share
-        them; the model's own forward pass is in the total only.
-    error: ‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖² on calibration inputs of this layer, as the method met them.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    num_zeros: int
-    seconds: float
-    error: float
-
-    @property
-    def num_weights(self) -> int:
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def sparsity(self) -> float:
-        return self.num_zeros / self.num_weights
-
-
-@dataclass
-class PruningReport:
-    """What pruning did. ``target`` is what was asked for, ``sparsity`` what was reached, over all pruned layers."""
-
-    method: str
-    target: float
-    pattern: str | None
-    scope: str
-    seconds: float = 0.0
-    layers: list[LayerReport] = field(default_factory=list)
-
-    @property
-    def sparsity(self) -> float:
-        return sum(layer.num_zeros for layer in self.layers) / sum(layer.num_weights for layer in self.layers)
-
-    @property
-    def layer_sparsity(self) -> dict[str, float]:
-        return {layer.name: layer.sparsity for layer in self.layers}
-
-    @property
-    def error(self) -> dict[str, float]:
-        """Relative output error of each pruned layer."""
-        return {layer.name: layer.error for layer in self.layers}
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a layer."""
-        import pandas as pd
-
-        columns = ("shape", "sparsity", "num_zeros", "error", "seconds")
-        rows = [[getattr(layer, column) for column in columns] for layer in self.layers]
-        names = pd.Index([layer.name for layer in self.layers], name="layer")
-        return pd.DataFrame(rows, columns=list(columns), index=names)
-
-    def __str__(self) -> str:
-        how = self.pattern or f"{self.target:.0%} {'of each layer' if self.scope == 'layer' else 'overall'}"
-        return f"{self.method}, {how}: {self.sparsity:.4%} zeros in {len(self.layers)} layers, in {self.seconds:.1f} s"
-
-
-# ------------------------------------------------------------------------------------------------ the methods
 
 Prune = Callable[[Stage], Iterator[Float[Tensor, "out in"]]]  # the new weights of a stage's layers
 
@@ -196,9 +134,6 @@ def _method(
     return {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
 
 
-# ------------------------------------------------------------------------------------------------ bookkeeping
-
-
 def _few(windows: list[Tensor]) -> list[Tensor]:
     """Enough for the report's errors."""
     kept, tokens = [], 0
@@ -210,13 +145,6 @@ def _few(windows: list[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _bar(model_stages: Iterator[Stage], model: Any, method: str, progress: bool) -> Iterator[Stage]:
-    from tqdm.auto import tqdm
-
-    total = NUM_STAGES * len(model.layers)
-    return iter(tqdm(model_stages, total=total, desc=method, unit="stage", disable=not progress))
-
-
 def _check_options(method: str, sparsity: float, pattern: str | None, scope: str) -> None:
     if method not in ("magnitude", "wanda", "sparsegpt"):
         raise ValueError(f"method must be magnitude, wanda or sparsegpt; got {method!r}")
@@ -225,7 +153,7 @@ def _check_options(method: str, sparsity: float, pattern: str | None, scope: str
         raise ValueError(f"scope must be layer or global; got {scope!r}")
     if scope == "global" and (method != "magnitude" or pattern is not None):
         raise ValueError(
-            f'scope="global" serves method="magnitude" with no pattern; got method={method!r}, pattern={pattern!r}'
+            f'scope="global" needs method="magnitude" and no pattern; got method={method!r}, pattern={pattern!r}'
         )
     if pattern is not None:
         n, m = parse_pattern(pattern)

@@ -1,8 +1,8 @@
 """N:M sparsity: of every m neighbours in a row of a weight exactly n stay, so that hardware can skip the others.
 
 Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378): sparse tensor cores (NVIDIA, Ampere
-and later) take 2:4, stored as the two kept values of each group and a 2-bit index for each. Which weights to keep is
-any score's choice: magnitude here, Wanda's or SparseGPT's in their files.
+and later) take 2:4, stored as the two kept values of each group and a 2-bit index for each. Any score may choose
+the weights to keep: magnitude here, Wanda's and SparseGPT's in their files.
 
 PyTorch multiplies such weights on CUDA only (`torch.sparse.to_sparse_semi_structured`). On a CPU, 2:4 saves bytes on
 disk and nothing else: the masked weight is multiplied like any dense one, in the same time.
@@ -20,9 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from labsupport.numerics.checks import check_finite
-from labsupport.numerics.packing import pack, packed_size, unpack
-
-# Indices are stored by chapter 1's packing: quantization knows nothing of pruning, so imports still point one way.
+from labsupport.numerics.packing import pack, unpack
 from labsupport.pruning.magnitude import keep_largest
 
 
@@ -33,7 +31,7 @@ def nm_mask(scores: Float[Tensor, "*rows in"], n: int = 2, m: int = 4) -> Bool[T
     scores: importance of each weight; ``weight.abs()`` gives magnitude pruning.
 
     Raises:
-        ValueError: not 1 <= n <= m; a last dimension that is no multiple of m; scores not finite.
+        ValueError: not 1 <= n <= m; a last dimension that is not a multiple of m; scores not finite.
     """
     check_nm(n, m, scores.shape)
     check_finite(scores, "scores")
@@ -57,20 +55,13 @@ def is_nm_sparse(weight: Float[Tensor, "*rows in"], n: int = 2, m: int = 4) -> b
     return bool(((weight != 0).unflatten(-1, (-1, m)).sum(-1) <= n).all())
 
 
-def compressed_nbytes(shape: Sequence[int], n: int = 2, m: int = 4, bytes_per_value: float = 2) -> int:
-    """Bytes of an N:M weight of this shape: the kept values, and for each its place in the group, ceil(log2 m) bits.
-
-    Indices of a row fill whole bytes. 2:4 in 16 bits: 8 + 1 bits a weight instead of 16, a factor of 1.78 and not 2; a
-    2:4 weight of 4-bit values takes 2 + 1 bits instead of 4.
-    """
-    check_nm(n, m, shape)
-    rows, kept = math.prod(shape[:-1]), shape[-1] // m * n
-    return rows * (math.ceil(kept * bytes_per_value) + packed_size(kept, _index_bits(m)))
-
-
 @dataclass(frozen=True)
 class CompressedNM:
-    """An N:M weight as it is stored: kept values in order, and their packed places within their groups."""
+    """An N:M weight as stored: the kept values in order, and their packed positions within their groups.
+
+    A position takes ceil(log2 m) bits. 2:4 in 16 bits: 8 + 1 bits per weight instead of 16, a factor of 1.78 and not 2;
+    a 2:4 weight of 4-bit values would take 2 + 1 bits instead of 4.
+    """
 
     values: Float[Tensor, "out kept"]
     indices: UInt8[Tensor, "out bytes"]
@@ -119,7 +110,7 @@ def to_semi_structured(weight: Float[Tensor, "out in"]) -> Tensor:
     if not has_sparse_kernels(weight.device):
         raise RuntimeError(
             f"2:4 kernels exist on CUDA only (compute capability 8.0 or later); the weight is on {weight.device}. "
-            f"Keep it dense there: the zeros are right, they just save no time"
+            f"Keep it dense there: the zeros are correct, they just save no time"
         )
     if not is_nm_sparse(weight, 2, 4):
         raise ValueError("weight must have at most 2 non-zeros in every 4 neighbours (nm_mask chooses them)")

@@ -1,4 +1,4 @@
-"""Wanda: prune by weight times activation, with no retraining and no change of the weights that stay.
+"""Wanda: prune by weight times activation, with no retraining and no change to the weights that stay.
 
 Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models" (arXiv 2306.11695), equation 1: the
 score of the weight from input j to output i is
@@ -6,7 +6,7 @@ score of the weight from input j to output i is
     S_ij = |W_ij| · ‖X_j‖₂        with X_j that input over all calibration tokens,
 
 the norm of what the output would lose. A few inputs of a language model are a hundred times larger than the others,
-and their weights need not be: magnitude alone may throw out the very weights that matter. Scores are compared within
+while their weights need not be: magnitude alone may remove the very weights that matter. Scores are compared within
 each output's row (section 3), so that every output keeps the same number of inputs.
 """
 
@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# The check of chapter 1, not a second one: quantization knows nothing of pruning, so imports still point one way.
 from labsupport.numerics.checks import check_finite
 from labsupport.pruning.magnitude import check_sparsity, keep_largest
 from labsupport.pruning.semi_structured import nm_mask, parse_pattern
@@ -32,7 +31,7 @@ def wanda_mask(
     """Which weights stay (True). Each row loses exactly ``round(sparsity * in)``, or has n of every m left.
 
     input_norm: ‖X_j‖₂ of each input, times any factor (`InputNorm` collects it).
-    pattern: "n:m", such as "2:4"; then ``sparsity`` is not read.
+    pattern: "n:m", such as "2:4"; ``sparsity`` is then ignored.
 
     Raises:
         ValueError: shapes that do not fit; values that are not finite; a negative norm; sparsity outside 0..1; a
@@ -63,7 +62,7 @@ def wanda_scores(weight: Float[Tensor, "out in"], input_norm: Float[Tensor, " in
 
 
 class InputNorm:
-    """‖X_j‖₂ of each input over all tokens seen, in float64 from batch to batch."""
+    """‖X_j‖₂ of each input over all tokens seen, accumulated in float64."""
 
     def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
         self.num_tokens = 0
@@ -71,7 +70,7 @@ class InputNorm:
 
     @torch.no_grad()
     def add(self, inputs: Float[Tensor, "*lead in"]) -> None:
-        """Take in activations with any leading dimensions; each row of the last one is a token."""
+        """Add activations with any leading dimensions; the last one holds the features of one token."""
         if inputs.dim() == 0 or inputs.shape[-1] != len(self._squares):
             raise ValueError(f"inputs must have shape [..., {len(self._squares)}], got {list(inputs.shape)}")
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()

@@ -2,7 +2,10 @@ from .affine import QParams, choose_qparams, dequantize, fake_quantize, quantize
 from .awq import awq_quantize
 from .fp8 import FP8Tensor, fp8_codes, fp8_dequantize, fp8_fake_quantize, fp8_format, fp8_quantize
 from .gptq import gptq_quantize
-from .linear import DynamicQuantizedLinear, Int4WeightLinear, Int8WeightLinear, StaticQuantizedLinear
+from .layers.dynamic import DynamicQuantizedLinear
+from .layers.int4_weight import Int4WeightLinear
+from .layers.int8_weight import Int8WeightLinear
+from .layers.static import StaticQuantizedLinear
 from .model import quantize_model
 from .observers import MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 from .qat import LSQQuantizer, QATLinear, lsq_fake_quantize, train_qat

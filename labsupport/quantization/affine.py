@@ -6,8 +6,8 @@ https://arxiv.org/abs/1712.05877, equation 1):
     q     = clamp(round(x / scale) + zero_point, qmin, qmax)         zero_point is an integer
     x_hat = scale * (q - zero_point)
 
-The other one in circulation, x_hat = scale * q + offset, has a *real* offset (offset = -zero_point * scale).
-A zero point of one convention in the formula of the other gives garbage.
+The other convention in use, x_hat = scale * q + offset, has a *real* offset (offset = -zero_point * scale). A zero
+point of one convention in the formula of the other gives garbage.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from labsupport.numerics.checks import check_bits, check_finite
 
 @dataclass(frozen=True, eq=False)
 class QParams:
-    """The grid: where its levels lie, how many there are, and which elements share one scale.
+    """The grid: where its levels lie, how many there are, and which elements share a scale.
 
-    scale, zero_point: same shape, broadcastable to the tensor, or [..., groups] when group_size is set.
+    scale, zero_point: of the same shape, broadcastable to the tensor, or [..., groups] when group_size is set.
     """
 
     scale: Float[Tensor, "*scales"]
@@ -42,7 +42,7 @@ class QParams:
         check_bits(self.bits)
         if self.scale.shape != self.zero_point.shape:
             raise ValueError(
-                "scale and zero_point must have one shape, "
+                "scale and zero_point must have the same shape, "
                 f"got {list(self.scale.shape)} and {list(self.zero_point.shape)}"
             )
         if self.zero_point.is_floating_point():
@@ -74,12 +74,13 @@ def choose_qparams(
     """The finest grid that covers every value of x, so that no value is wrong by more than half a step.
 
     axis: the dimension (or dimensions) that keeps its own scales. Weight [out, in] with axis=0: one scale
-        a row, shape [out, 1]. Activations [batch, time, hidden] with axis=(0, 1): one scale a token. None: one in all.
+        per row, shape [out, 1]. Activations [batch, time, hidden] with axis=(0, 1): one scale per token. None: a single
+        scale.
     group_size: consecutive elements of the last dimension that share a scale, of shape [..., groups]; the last
         group may be smaller. Every leading dimension keeps its own scales.
     symmetric: zero_point 0 and codes in ±(2**(bits-1) - 1); else codes in 0 .. 2**bits - 1.
-    full_range: symmetric only. All 2**bits codes with scale 2 max|x| / (2**bits - 1), as GPTQ's code does: a finer
-        grid, whose two ends lie half a step inside and outside of ±max|x|.
+    full_range: symmetric only. All 2**bits codes with scale 2 max|x| / (2**bits - 1), as in GPTQ's code: a finer grid,
+        one end of which lies half a step inside ±max|x|, the other half a step outside.
 
     The range always contains 0, so 0.0 is represented exactly (padding, ReLU and masks stay zeros) and the zero
     point is a code. Raises ValueError for bits outside 2..8, and for x that is not floating point or not finite.
@@ -96,7 +97,7 @@ def choose_qparams(
 
 
 def quantize(x: Float[Tensor, "*shape"], qparams: QParams) -> Int[Tensor, "*shape"]:
-    """Integer codes of x, uint8 or (symmetric) int8; values outside of the range saturate at its ends."""
+    """Integer codes of x, uint8 or (symmetric) int8; values outside the range saturate at its ends."""
     _check_floating_point(x)
     check_finite(x)
     scale, zero_point = _per_element(qparams, x.shape)
@@ -108,7 +109,7 @@ def dequantize(codes: Int[Tensor, "*shape"], qparams: QParams) -> Float[Tensor, 
     """The real number that each code stands for, in the precision of the scale (float32)."""
     scale, zero_point = _per_element(qparams, codes.shape)
     largest = torch.finfo(scale.dtype).max
-    # An end of the grid may lie half a step outside of the range: of use only where that overflows.
+    # An end of the grid may lie half a step outside the range: the clamp matters only if that overflows.
     return ((codes.to(scale.dtype) - zero_point) * scale).clamp_(-largest, largest)
 
 
@@ -133,7 +134,7 @@ def qparams_from_range(
     group_size: int | None = None,
     full_range: bool = False,
 ) -> QParams:
-    """The grid that covers [low, high] and 0. What observers call; finite float32 or float64, low <= high."""
+    """The grid that covers [low, high] and 0; both finite float32 or float64, low <= high. Observers call this."""
     check_bits(bits)
     low, high = low.clamp(max=0), high.clamp(min=0)
     levels = 2**bits - 1
@@ -151,7 +152,7 @@ def qparams_from_range(
 def value_range(
     x: Float[Tensor, "*shape"], axis: int | tuple[int, ...] | None = None, group_size: int | None = None
 ) -> tuple[Float[Tensor, "*scales"], Float[Tensor, "*scales"]]:
-    """Smallest and largest value of each set of elements that share a scale; 0 and 0 for an empty set."""
+    """Smallest and largest value of each set of elements that share a scale; both 0 for an empty set."""
     x = _at_least_float32(x)
     dims: tuple[int, ...]
     if group_size is not None:
@@ -168,14 +169,14 @@ def value_range(
 
 
 def to_groups(x: Float[Tensor, "*lead n"], group_size: int) -> Float[Tensor, "*lead groups group_size"]:
-    """The last dimension cut into groups; the last one is filled up with zeros, which no range depends on."""
+    """The last dimension cut into groups; the last one is padded with zeros, which affect no range."""
     missing = -x.shape[-1] % group_size
     padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
     return padded.unflatten(-1, (padded.shape[-1] // group_size, group_size))
 
 
 def from_groups(values: Tensor, group_size: int, n: int) -> Tensor:
-    """One value a group [..., groups] repeated for each of its elements [..., n]."""
+    """One value per group [..., groups], repeated for each of its elements [..., n]."""
     return values.repeat_interleave(group_size, dim=-1)[..., :n]
 
 
@@ -196,7 +197,7 @@ def _check_groups(x: Tensor, axis: int | tuple[int, ...] | None, group_size: int
     if x.dim() == 0:
         raise ValueError("group_size needs x with at least one dimension, got a scalar")
     if axis is not None and _reduced_dims(x, axis) != (x.dim() - 1,):
-        raise ValueError(f"group_size cuts the last dimension and keeps all others, which axis={axis} contradicts")
+        raise ValueError(f"group_size splits the last dimension and keeps all others, which contradicts axis={axis}")
 
 
 def _check_floating_point(x: Tensor) -> None:
@@ -210,7 +211,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _safe_scale(scale: Tensor, is_zero: Tensor) -> Tensor:
-    """A scale to divide by: 1 where all values are 0, and nowhere denormal (too coarse to hold a scale)."""
+    """A scale to divide by: 1 where all values are 0, and never denormal (too imprecise for a scale)."""
     return scale.clamp(min=torch.finfo(scale.dtype).tiny).masked_fill(is_zero, 1.0)
 
 

@@ -2,10 +2,13 @@
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978).
 A weight's rounding error is multiplied by its input, so channels with large inputs deserve a finer grid. Multiplying
-their columns by s and dividing the inputs by s leaves the product as it was and divides their share of the error by s;
-too large an s widens the grid of the whole group. The best s is searched (equations 4 and 5): s = mean|x|^ratio for 20
-ratios, judged on the layer's output error. That error is tr(dW G dWᵀ) with G = XᵀX / n, so the inputs are read once,
-however many scales are tried.
+their columns by s and dividing the inputs by s leaves the product unchanged and divides their share of the error by s;
+too large an s widens the grid of the whole group. The best s is searched (equations 4 and 5):
+
+    s* = argmin ‖Q(W diag(s)) diag(s)⁻¹ X - W X‖,    s = mean|x|^ratio
+
+over 20 ratios. `search_scale_on_outputs` does so as the paper states it, `search_scale` finds the same faster. Within a
+model nothing divides the inputs at run time: fold.py divides the layer before instead.
 """
 
 from __future__ import annotations
@@ -24,7 +27,46 @@ from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, re
 from labsupport.quantization.rtn import rtn_quantize
 
 NUM_RATIOS = 20
+RATIOS = [i / NUM_RATIOS for i in range(NUM_RATIOS)]
 MAX_SHRINK = 0.5
+
+
+@torch.no_grad()
+def search_scale_on_outputs(
+    weight: Float[Tensor, "out in"], inputs: Float[Tensor, "n in"], bits: int, group_size: int
+) -> ScaleSearch:
+    """The paper's search: quantize under each scale, and compare the layer's outputs with the exact ones."""
+    mean_abs = inputs.abs().mean(0)
+    wanted = inputs @ weight.T
+    errors = []
+    for ratio in RATIOS:
+        s = channel_scale(mean_abs, ratio)
+        quantized = rtn_quantize(weight * s, bits, group_size).dequantize()
+        outputs = (inputs / s) @ quantized.T
+        errors.append(float((outputs - wanted).square().sum(1).mean()))
+    return ScaleSearch.of(mean_abs, errors)
+
+
+def channel_scale(mean_abs: Float[Tensor, " in"], ratio: float) -> Float[Tensor, " in"]:
+    """s = mean|x|^ratio / sqrt(max · min): normalized so that its largest and smallest value are reciprocals."""
+    scale = mean_abs.pow(ratio).clamp(min=1e-4)
+    return scale / (scale.max() * scale.min()).sqrt()
+
+
+@dataclass
+class ScaleSearch:
+    """The best scale, and the curve of which it is the lowest point."""
+
+    scale: Float[Tensor, " in"]
+    ratio: float
+    ratios: list[float]
+    errors: list[float]  # ‖error of the outputs‖² of each ratio, mean over tokens
+
+    @classmethod
+    def of(cls, mean_abs: Float[Tensor, " in"], errors: list[float]) -> ScaleSearch:
+        """The ratio of smallest error, the first of equal ones."""
+        ratio = min(zip(errors, RATIOS, strict=True))[1]
+        return cls(channel_scale(mean_abs, ratio), ratio, list(RATIOS), errors)
 
 
 @torch.no_grad()
@@ -35,11 +77,11 @@ def awq_quantize(
     group_size: int | None = 64,
     clip: bool = True,
 ) -> QuantizedWeight:
-    """Quantize one layer's weight by the scale, and with ``clip`` the ranges, that serve ``inputs`` best.
+    """Quantize one layer's weight with the scale, and with ``clip`` the ranges, that suit ``inputs`` best.
 
-    The result's `input_scale` holds s, and its ``dequantize()`` divides it out again: that is the weight for the
-    original inputs. (Within a model, `quantize_model` folds s into the layer before instead.) On ``inputs`` the output
-    error is never above that of round-to-nearest, which is ratio 0 without clipping.
+    The result's `input_scale` holds s, and its ``dequantize()`` divides by it again: that is the weight for the
+    original inputs. (Within a model, `quantize_model` folds s into the layer before.) On ``inputs`` the output error
+    is never above that of round-to-nearest, which is ratio 0 without clipping.
 
     Raises:
         ValueError: bits outside 2..8; shapes that do not fit; no inputs; a value that is not finite.
@@ -55,7 +97,7 @@ def awq_quantize(
 
 @dataclass
 class InputStats:
-    """All that AWQ needs to know of a layer's inputs.
+    """All that AWQ needs to know about a layer's inputs.
 
     mean_abs: [in], mean |x| of each channel
     gram: [in, in], XᵀX / n
@@ -84,47 +126,30 @@ class InputStats:
         return InputStats(self.mean_abs / scale, self.gram / (scale[:, None] * scale))
 
 
-@dataclass
-class ScaleSearch:
-    """The best scale, and the whole curve that it is the lowest point of."""
-
-    scale: Float[Tensor, " in"]
-    ratio: float
-    ratios: list[float]
-    errors: list[float]
-
-
 @torch.no_grad()
 def search_scale(weight: Float[Tensor, "out in"], stats: InputStats, bits: int, group_size: int) -> ScaleSearch:
-    """Try s = mean|x|^ratio / sqrt(max · min) for the ratios 0, 1/20, ... 19/20 on all rows together.
+    """`search_scale_on_outputs`, with the error from the Gram matrix: it is tr(dW G dWᵀ) with G = XᵀX / n, so that the
+    inputs are read once, however many scales are tried.
 
-    Layers that read the same inputs share s: give their weights as one, rows below rows.
+    Layers that read the same inputs share s: pass their weights as one, stacked by rows.
     """
-    ratios = [i / NUM_RATIOS for i in range(NUM_RATIOS)]
-    scales = [channel_scale(stats.mean_abs, ratio) for ratio in ratios]
+    scales = [channel_scale(stats.mean_abs, ratio) for ratio in RATIOS]
     errors = [0.0] * NUM_RATIOS
-    for rows in weight.split(256):  # few enough to stay in the processor's cache
+    for rows in weight.split(256):  # few enough to stay in the cache
         for i, scale in enumerate(scales):
             moved = _round_trip(rows * scale, bits, group_size).div_(scale).sub_(rows)
             errors[i] += float(row_errors(moved, stats.gram).sum())
-    best = min(range(NUM_RATIOS), key=errors.__getitem__)
-    return ScaleSearch(scales[best], ratios[best], ratios, errors)
-
-
-def channel_scale(mean_abs: Float[Tensor, " in"], ratio: float) -> Float[Tensor, " in"]:
-    """s of one ratio; normalized so that its largest and smallest value are each other's reciprocal."""
-    scale = mean_abs.pow(ratio).clamp(min=1e-4)
-    return scale / (scale.max() * scale.min()).sqrt()
+    return ScaleSearch.of(stats.mean_abs, errors)
 
 
 @torch.no_grad()
 def clip_weight(
     weight: Float[Tensor, "out in"], stats: InputStats, bits: int, group_size: int
 ) -> Float[Tensor, "out in"]:
-    """Each row's groups clamped to the share (1, 0.95, ... 0.55) of their largest |w| that costs the output least.
+    """Each row's groups clamped to the share (1, 0.95, ... 0.55) of their largest |w| that changes the output least.
 
-    Groups are judged apart, by the error each alone would cause, as the authors' code does. A row whose total error
-    rises nevertheless, for the errors of different groups correlate, keeps its range.
+    Groups are judged one by one, by the error that each alone would cause, as in the authors' code. A row whose total
+    error rises nevertheless, since the errors of different groups correlate, keeps its range.
     """
     groups = to_groups(weight, group_size)  # [out, groups, size]
     gram = _diagonal_blocks(stats.gram, group_size)  # [groups, size, size]
@@ -157,7 +182,7 @@ def _round_trip(weight: Float[Tensor, "out in"], bits: int, group_size: int) -> 
 
 
 def _round_trip_groups(groups: Float[Tensor, "out groups size"], bits: int) -> Float[Tensor, "out groups size"]:
-    """Round-to-nearest and back, as rtn_quantize does it."""
+    """Round to nearest and back, as rtn_quantize does."""
     scale, zero_point = find_scale_zero(groups, bits)
     scale, zero_point = scale[..., None], zero_point[..., None].float()
     return (groups / scale).round_().add_(zero_point).clamp_(0, 2**bits - 1).sub_(zero_point).mul_(scale)

@@ -1,8 +1,8 @@
 """FP8: eight bits as a tiny floating-point number instead of an integer (Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433).
 
-An integer grid has one step everywhere; FP8's step grows with the value, so its *relative* error is bounded over many
-octaves. Integers win where values fill their range (weights, Gaussians), FP8 where they spread over many octaves.
-Rounding to one step of 1/16 within ±448 is not FP8: it has 14,337 levels, E4M3 has 253. Here torch's own types cast.
+An integer grid has the same step everywhere; FP8's step grows with the value, so its *relative* error is bounded over
+many octaves. Integers win where values fill their range (weights, Gaussians), FP8 where they spread over many octaves.
+Rounding to a fixed step of 1/16 within ±448 is not FP8: that has 14,337 levels, E4M3 has 253. The casts are torch's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FORMATS = {
 
 @dataclass(frozen=True, eq=False)
 class FP8Tensor:
-    """values in FP8, and the float32 scale that they are multiplied with; 1 byte an element plus 4 a scale."""
+    """values in FP8, and the float32 scale to multiply them by; 1 byte per element plus 4 per scale."""
 
     values: Tensor
     scale: Float[Tensor, "*scales"]
@@ -81,10 +81,12 @@ def fp8_quantize(
 ) -> FP8Tensor:
     """x / scale in FP8, where the scale maps the largest |x| to the largest finite code.
 
-    axis: the dimension(s) that keep their own scale, as in choose_qparams; None: one scale in all.
-    scale: a calibrated scale to use instead; 1.0 shows the bare format. Values beyond the largest code saturate:
-        by an explicit clamp, since what a cast does with them differs between formats and devices.
-    ValueError if x is not finite or the scale not positive.
+    axis: the dimension(s) that keep their own scale, as in choose_qparams; None: a single scale.
+    scale: a calibrated scale to use instead; 1.0 shows the bare format. Values beyond the largest code saturate, by an
+        explicit clamp, since what a cast does with them differs between formats and devices.
+
+    Raises:
+        ValueError: x is not finite, or the scale is not positive.
     """
     spec = fp8_format(format)
     check_finite(x)

@@ -1,7 +1,7 @@
-"""Observers: watch calibration data go by, then say which range the integers should cover.
+"""Observers: watch calibration data, then say which range the integers should cover.
 
-Every observer has `observe(x)`, called once a batch, and `qparams()`. None keeps the data: the state is a few numbers,
-or one histogram of fixed size, however much is observed. Nagel et al. 2021, https://arxiv.org/abs/2106.08295,
+Every observer has `observe(x)`, called once per batch, and `qparams()`. None keeps the data: the state is a few
+numbers, or one histogram of fixed size, however much is observed. Nagel et al. 2021, https://arxiv.org/abs/2106.08295,
 section 3.1, compares the choices: a wide range rounds coarsely, a narrow one clips.
 """
 
@@ -18,7 +18,7 @@ from labsupport.quantization.affine import QParams, qparams_from_range, value_ra
 
 
 class Observer:
-    """What all observers share. Subclasses give `_update(x)` and `_range() -> (low, high)`."""
+    """What all observers share. Subclasses define `_update(x)` and `_range() -> (low, high)`."""
 
     axis: int | tuple[int, ...] | None = None
 
@@ -29,7 +29,7 @@ class Observer:
         self.num_values = 0
 
     def observe(self, x: Float[Tensor, "*shape"]) -> None:
-        """Take one batch into account. An empty batch changes nothing. ValueError if x is no finite float tensor."""
+        """Take one batch into account. An empty batch changes nothing. ValueError unless x is a finite float tensor."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be one floating-point tensor, got {given}; call observe once for each batch")
@@ -55,9 +55,9 @@ class Observer:
 
 
 class MinMaxObserver(Observer):
-    """Everything ever seen fits: nothing is clipped, and one outlier makes every step coarse.
+    """Covers everything ever seen: nothing is clipped, and one outlier makes every step coarse.
 
-    axis: the dimension(s) that keep a range of their own, as in choose_qparams.
+    axis: the dimension(s) that keep their own range, as in choose_qparams.
     """
 
     def __init__(self, bits: int = 8, symmetric: bool = False, axis: int | tuple[int, ...] | None = None) -> None:
@@ -76,7 +76,7 @@ class MinMaxObserver(Observer):
 
 
 class MovingAverageObserver(MinMaxObserver):
-    """Exponential moving average of each batch's minimum and maximum: one odd batch fades instead of ruling for ever.
+    """Exponential moving average of each batch's minimum and maximum: an unusual batch fades away again.
 
     momentum: the weight of the newest batch, 0 < momentum <= 1.
     """
@@ -101,11 +101,11 @@ class MovingAverageObserver(MinMaxObserver):
 
 
 class HistogramObserver(Observer):
-    """Counts in bins whose width is 1/128 of their value, for every float32 there is; one range a tensor.
+    """Counts in bins whose width is 1/128 of their value, for every float32; one range per tensor.
 
     A value's bin is the upper half of its float32 bits (sign, exponent, 7 bits of mantissa: a truncated bfloat16). So
-    the bins never have to be rescaled, an outlier of 3000 takes no resolution from values around 1, and the counts do
-    not depend on the order or size of the batches. The state is 2**16 integers.
+    the bins never have to be rescaled, an outlier of 3000 costs values around 1 no resolution, and the counts do not
+    depend on the order or size of the batches. The state is 2**16 integers.
     """
 
     def __init__(self, bits: int = 8, symmetric: bool = False) -> None:
@@ -153,7 +153,7 @@ class PercentileObserver(HistogramObserver):
 
 
 class MSEObserver(HistogramObserver):
-    """The range with the smallest mean squared error of what was seen, rounding and clipping together.
+    """The range with the smallest mean squared error on what was seen, from rounding and clipping together.
 
     Ranges are tried from the whole one down to 2**-16 of it, first in factors of 2 (asymmetric: all pairs of ends, as
     a search along one end at a time stops at ranges that round everything to 0), then each end in factors of
@@ -193,7 +193,7 @@ def _expected_error(left: Tensor, right: Tensor, counts: Tensor, qparams: QParam
     middle, width = (left + right) / 2, right - left
     nearest_left, nearest_right, nearest = (t.round().clamp(first, last) for t in (left, right, middle))
     integral = (nearest_right - nearest_left) / 12 + ((right - nearest_right) ** 3 - (left - nearest_left) ** 3) / 3
-    # In bins far narrower than a step that difference would be lost in rounding: their middle stands for them.
+    # In bins far narrower than a step the difference would be lost in rounding: use their midpoint instead.
     mean = torch.where(width > 1e-3, integral / width.clamp(min=1e-3), (middle - nearest) ** 2)
     return float((mean * counts).sum() / counts.sum() * qparams.scale**2)
 

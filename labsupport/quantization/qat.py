@@ -1,8 +1,8 @@
 """Quantization-aware training with a learned step size (LSQ, Esser et al. 2020, https://arxiv.org/abs/1902.08153).
 
-The forward pass computes with the very numbers that the integer layer will have; the backward pass pretends that
-rounding is the identity, but knows that clipping is not. Two ways to get this wrong are common: letting the gradient
-through where the value was clipped, and hiding the step from autograd in `x + (x_hat - x).detach()`: it never learns.
+The forward pass computes with exactly the numbers that the integer layer will have; the backward pass treats rounding
+as the identity, but not clipping. Two mistakes are common: letting the gradient through where the value was clipped,
+and hiding the step from autograd in `x + (x_hat - x).detach()`, so that it never learns.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _LSQ(torch.autograd.Function):
 class LSQQuantizer(nn.Module):
     """Fake quantization with a step size that is a parameter. Zero point 0: signed codes, or unsigned ones for x >= 0.
 
-    step: one for all, or one a row of a weight, [out, 1].
+    step: a single one, or one per row of a weight, [out, 1].
     num_values: N of equation 4's gradient scale 1 / sqrt(N qmax): weights (or features) that share one step.
     """
 
@@ -85,7 +85,7 @@ class LSQQuantizer(nn.Module):
         return cls(step, bits, signed, num_values=x.shape[-1] if x.dim() else 1)
 
     def positive_step(self) -> Float[Tensor, "*scales"]:
-        """The step in use. An optimizer may push the parameter across 0; a step must stay above it."""
+        """The step in use: an optimizer may push the parameter below 0, where a step must not be."""
         return self.step.abs().clamp(min=_SMALLEST_STEP)
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -99,9 +99,9 @@ class LSQQuantizer(nn.Module):
 
 
 class QATLinear(nn.Module):
-    """A linear layer that trains as it will be served: one learned step a weight row, one for the activations.
+    """A linear layer that trains as it will be served: one learned step per weight row, one for the activations.
 
-    Build it with `from_float`. `integers()` hands over what the integer layer stores.
+    Build it with `from_float`. `integers()` returns what the integer layer stores.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class QATLinear(nn.Module):
         activation_bits: int = 8,
         signed: bool | None = None,
     ) -> QATLinear:
-        """sample: inputs the layer sees, to start its step from. signed None: unsigned codes if none is negative."""
+        """sample: inputs of the layer, for the initial step. signed None: unsigned codes if none is negative."""
         if sample.shape[-1:] != (linear.in_features,):
             raise ValueError(f"sample must have shape [..., {linear.in_features}], got {list(sample.shape)}")
         signed = bool((sample < 0).any()) if signed is None else signed
@@ -149,7 +149,7 @@ class QATLinear(nn.Module):
 def prepare_qat(
     model: nn.Sequential, sample: Float[Tensor, "*batch in"], weight_bits: int = 4, activation_bits: int = 8
 ) -> nn.Sequential:
-    """A copy of the model with every nn.Linear a QATLinear whose steps start from what the sample shows it."""
+    """A copy of the model with a QATLinear for each nn.Linear; initial steps come from its inputs on the sample."""
     layers: list[nn.Module] = []
     with torch.no_grad():
         for layer in copy.deepcopy(model):
@@ -164,8 +164,8 @@ def prepare_qat(
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """Inputs and targets of a random network, a little noise added; targets have variance 1, so that predicting
-    their mean scores 1.0 and anything learned scores less."""
+    """Inputs and targets of a random network, with a little noise; targets have variance 1, so that predicting their
+    mean scores 1.0 and anything learned scores less."""
 
     train_x: Float[Tensor, "n in"]
     train_y: Float[Tensor, "n 1"]
@@ -177,7 +177,7 @@ class TeacherTask:
 class QATResult:
     """Validation mean squared errors, all on targets of variance 1, and the networks they belong to.
 
-    float_mse is that of a network that trained on in float for as many steps as QAT did: the fair comparison.
+    float_mse is that of a network trained further in float for as many steps as QAT: the fair comparison.
     """
 
     float_mse: float
@@ -218,7 +218,7 @@ def evaluate(model: nn.Module, task: TeacherTask) -> float:
 
 @torch.no_grad()
 def quantize_post_training(model: nn.Sequential, weight_bits: int) -> nn.Sequential:
-    """The rival: the trained weights rounded to the nearest level of each row, and nothing learned afterwards."""
+    """The baseline: the trained weights rounded to the nearest level of each row, and nothing learned afterwards."""
     model = copy.deepcopy(model)
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -229,9 +229,9 @@ def quantize_post_training(model: nn.Sequential, weight_bits: int) -> nn.Sequent
 def train_qat(
     weight_bits: int = 3, activation_bits: int = 8, steps: int = 400, seed: int = 0, task: TeacherTask | None = None
 ) -> QATResult:
-    """Train a network in float; then round it (PTQ), fine-tune it with LSQ (QAT), and go on in float, from one start.
+    """Train a network in float; from there, round it (PTQ), fine-tune it with LSQ (QAT), and train on in float.
 
-    steps: of the first training and again of each fine-tuning.
+    steps: of the first training, and again of each fine-tuning.
     """
     task = teacher_task(seed) if task is None else task
     in_features = task.train_x.shape[1]

@@ -1,7 +1,7 @@
-"""A quantized weight as it lies in memory: packed codes, one scale and one zero point a row and group.
+"""A quantized weight as it lies in memory: packed codes, one scale and one zero point per row and group.
 
 Every weight-only method (round-to-nearest, GPTQ, AWQ) picks its codes differently and ends here. Storage is that of
-GPTQ checkpoints: float16 scales and zero points of `bits` bits, 4 + (16 + 4) / 128 = 4.156 bits a weight for 4 bits
+GPTQ checkpoints: float16 scales and zero points of `bits` bits, 4 + (16 + 4) / 128 = 4.156 bits per weight for 4 bits
 and groups of 128. Rounding a scale *after* the codes are chosen would move every level, so `find_scale_zero` rounds it
 before.
 """
@@ -9,7 +9,8 @@ before.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from labsupport.numerics.checks import check_bits, check_finite
 from labsupport.numerics.packing import pack, unpack
 from labsupport.quantization.affine import qparams_from_range
 
-# Where float16 keeps its 11 bits of precision. Scales outside stay float32.
+# Where float16 has its full 11 bits of precision. Scales outside stay float32.
 _HALF_NORMAL = (2.0**-14, 65504.0)
 
 
@@ -31,12 +32,12 @@ def find_scale_zero(
 
     Asymmetric: the range is that of the group, extended to 0. Symmetric: scale 2 max|w| / (2**bits - 1), zero point
     2**(bits - 1). These are the grids of the GPTQ authors' code (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
-    All-zero groups get scale 1. The scale is a float16 number already; where float16 would lose it (below 6.1e-5,
-    above 65504) it stays float32. Asymmetric scales are rounded up, so that the grid still covers the group: no weight
-    is wrong by more than half a step. Symmetric ones are rounded down: the ends of a group lie on a tie there, that
-    rounding to even resolves outwards for -max|w| and the clamp inwards for +max|w|. A larger scale would move both
-    inwards and shrink every group's largest weight (4 bits, groups of 64, SmolLM2: perplexity 24.6 instead of 23.0).
-    The price is 2**-10 max|w| beyond the half step, at those ends only.
+    All-zero groups get scale 1. The scale is already a float16 number; where float16 would lose precision (below
+    6.1e-5, above 65504) it stays float32. Asymmetric scales are rounded up, so that the grid still covers the group: no
+    weight is wrong by more than half a step. Symmetric ones are rounded down: there the ends of a group lie on a tie,
+    which rounding to even resolves outwards for -max|w|, and the clamp inwards for +max|w|. A larger scale would move
+    both inwards and shrink every group's largest weight (4 bits, groups of 64, SmolLM2: perplexity 24.6 instead of
+    23.0). The cost is 2**-10 max|w| beyond the half step, at those ends only.
     """
     check_bits(bits)
     weight_group = weight_group.float()
@@ -49,7 +50,7 @@ def find_scale_zero(
 def scale_zero_from_range(
     low: Float[Tensor, "*lead"], high: Float[Tensor, "*lead"], bits: int, symmetric: bool = False
 ) -> tuple[Float[Tensor, "*lead"], Int[Tensor, "*lead"]]:
-    """find_scale_zero for a range that is known already, for example after clipping."""
+    """find_scale_zero for a known range, for example after clipping."""
     exact = qparams_from_range(low, high, bits, symmetric, full_range=symmetric)
     scale = round_scale(exact.scale, up=not symmetric)
     if symmetric:
@@ -75,12 +76,28 @@ def quantize_to_codes(
     return (torch.round(weight / scale) + zero_point).clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
+def dequantize_groups(
+    codes: UInt8[Tensor, "out in"],
+    scale: Float[Tensor, "out groups"],
+    zero_point: Int[Tensor, "out groups"],
+    group_size: int,
+    group_index: Int[Tensor, " in"] | None = None,
+) -> Float[Tensor, "out in"]:
+    """scale * (code - zero_point) in float32, with each column's scale and zero point: those of column // group_size,
+    or of group_index."""
+    columns = torch.arange(codes.shape[1], device=codes.device) // group_size if group_index is None else group_index
+    weight = codes.float()
+    weight -= zero_point.float()[:, columns]
+    weight *= scale.float()[:, columns]
+    return weight
+
+
 def resolve_group_size(group_size: int | None, in_features: int) -> int:
-    """None or -1: one group a row (per output channel); a group never exceeds the row."""
+    """None or -1: one group per row (per output channel); a group never exceeds the row."""
     if group_size is None or group_size == -1:
         return max(in_features, 1)
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-        raise ValueError(f"group_size must be a positive integer, or None for one group a row, got {group_size!r}")
+        raise ValueError(f"group_size must be a positive integer, or None for one group per row, got {group_size!r}")
     return min(group_size, max(in_features, 1))
 
 
@@ -117,8 +134,8 @@ class QuantizedWeight:
     ) -> QuantizedWeight:
         """Pack codes in 0 .. 2**bits - 1. Symmetric codes are given offset by 2**(bits-1), with that zero point.
 
-        Loses nothing: scales are stored as float16 only if all of them are float16 numbers (find_scale_zero sees to
-        it). ValueError if shapes do not fit, a code or zero point needs more than `bits` bits, or a scale is not > 0.
+        Loses nothing: scales are stored as float16 only if all of them are float16 numbers (find_scale_zero rounds them
+        so). ValueError if shapes do not fit, a code or zero point needs more than `bits` bits, or a scale is not > 0.
         """
         check_bits(bits)
         if codes.dim() != 2:
@@ -145,7 +162,7 @@ class QuantizedWeight:
         )
 
     def codes(self) -> UInt8[Tensor, "out in"]:
-        """The codes, one a byte."""
+        """The codes, one per byte."""
         return unpack(self.packed, self.bits, self.shape[1])
 
     @property
@@ -156,10 +173,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The float32 weight to multiply the original inputs with."""
-        columns = self._group_of_column()
-        weight = self.codes().float()
-        weight -= self.zero_point.float()[:, columns]
-        weight *= self.scale.float()[:, columns]
+        weight = dequantize_groups(self.codes(), self.scale, self.zero_point, self.group_size, self.group_index)
         return weight if self.input_scale is None else weight / self.input_scale
 
     @property
@@ -170,7 +184,7 @@ class QuantizedWeight:
 
     @property
     def bits_per_weight(self) -> float:
-        """8 nbytes / (out * in): the honest number, metadata included."""
+        """8 nbytes / (out * in), metadata included."""
         return 8 * self.nbytes / max(self.shape[0] * self.shape[1], 1)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
@@ -181,10 +195,23 @@ class QuantizedWeight:
                 values[name] = value.to(device)
         return QuantizedWeight(**values)
 
-    def _group_of_column(self) -> Int[Tensor, " in"]:
-        if self.group_index is not None:
-            return self.group_index
-        return torch.arange(self.shape[1], device=self.packed.device) // self.group_size
+    def split_rows(self, sizes: Sequence[int]) -> list[QuantizedWeight]:
+        """Blocks of that many rows, each with memory of its own. Codes stay packed: every row is a stream of bytes."""
+        parts = zip(*(tensor.split(sizes) for tensor in (self.packed, self.scale, self.zero_point)), strict=True)
+        return [
+            replace(
+                self,
+                packed=packed.clone(),
+                scale=_as_half_if_exact(scale.clone()),
+                packed_zero_point=pack(zero_point.flatten().to(torch.uint8), self.bits),
+                shape=(len(packed), self.shape[1]),
+            )
+            for packed, scale, zero_point in parts
+        ]
+
+    def divide_rows(self, divisor: Float[Tensor, " out"]) -> QuantizedWeight:
+        """The same codes on grids that are finer by ``divisor``, again of float16 numbers where these are precise."""
+        return replace(self, scale=_as_half_if_exact(round_scale(self.scale.float() / divisor[:, None])))
 
 
 def _check_grid(scale: Tensor, zero_point: Tensor, bits: int, grid: tuple[int, int]) -> None:

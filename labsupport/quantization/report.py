@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LayerReport:
-    """error: ‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖² on calibration inputs of this layer, as the method met them."""
+    """error: ‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖² on calibration inputs of this layer, as the method saw them."""
 
     name: str
     shape: tuple[int, int]
@@ -47,7 +47,7 @@ class QuantizationReport:
         return {layer.name: layer.error for layer in self.layers}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer."""
+        """One row per layer."""
         import pandas as pd
 
         columns = ["shape", "bits_per_weight", "bytes_before", "bytes_after", "error"]

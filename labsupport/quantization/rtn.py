@@ -1,4 +1,4 @@
-"""Round-to-nearest: every weight to the closest level of its group's grid. The baseline of every other method."""
+"""Round-to-nearest: every weight to the closest level of its group's grid. The baseline for every other method."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, qu
 def rtn_quantize(
     weight: Float[Tensor, "out in"], bits: int = 4, group_size: int | None = 64, symmetric: bool = False
 ) -> QuantizedWeight:
-    """Quantize a weight with no data: no value is wrong by more than half a step of its own row and group.
-    (Symmetric: half a step and 2**-10 of the group's largest weight, see find_scale_zero.)
+    """Quantize a weight without data: no value is wrong by more than half a step of its own row and group.
+    (Symmetric: half a step plus 2**-10 of the group's largest weight, see find_scale_zero.)
 
     group_size: consecutive columns of a row that share a scale; None or -1 means the whole row (per channel). The
-    last group may be smaller. ValueError for bits outside 2..8, a weight that is not [out, in] or not finite.
+        last group may be smaller.
+
+    Raises:
+        ValueError: bits outside 2..8; a weight that is not [out, in] or not finite.
     """
     check_bits(bits)
     if weight.dim() != 2 or not weight.is_floating_point():

@@ -1,4 +1,4 @@
-"""How big is a model? Parameters from the architecture, bytes from parameters, and what else takes memory.
+"""How large is a model? Parameters from the architecture, bytes from parameters, and what else takes memory.
 
 Units are never mixed: a GiB is 2**30 bytes (what nvidia-smi and free count in), a GB is 10**9 (what disks and model
 cards count in); they differ by 7 %. Every printed size names both.
@@ -38,11 +38,6 @@ class MemoryBudget:
     kv_cache: int = 0
 
     @property
-    def optimizer_state(self) -> int:
-        """Float32 master weights and Adam's two moments."""
-        return self.master_weights + self.adam_m + self.adam_v
-
-    @property
     def total(self) -> int:
         return sum(self.breakdown().values())
 
@@ -77,8 +72,8 @@ def training_bytes_per_parameter(precision: str = "mixed") -> dict[str, int]:
     """Adam. "mixed": 16-bit weights and gradients, float32 masters and moments (Rajbhandari et al. 2020, ZeRO,
     https://arxiv.org/abs/1910.02054, section 3.1): 16 bytes. "float32": 16 as well, with no separate masters.
 
-    Whatever precision the model is *served* in: integer weights cannot take gradient steps, so 4 times an INT4 model is
-    the size of nothing.
+    This holds whatever precision the model is *served* in: integer weights cannot take gradient steps, so "4 times the
+    INT4 model" measures nothing.
     """
     if precision == "mixed":
         return {"weights": 2, "gradients": 2, "master_weights": 4, "adam_m": 4, "adam_v": 4}
@@ -93,9 +88,9 @@ def training_memory(
     """Bytes to train every parameter with Adam on batch_size sequences at a time, on one device.
 
     Activations are what backward needs, with an attention kernel that never stores the scores: for each token and layer
-    6 hidden (inputs, normalized values and outputs of two norms; fused norms save 2 of the 6), 2 q, 2 kv and 4
-    intermediate values; then the last norm, and the logits in float32. recompute: only each layer's input is kept
-    (gradient checkpointing), and the activations of one layer at a time.
+    6 vectors of hidden size (inputs, normalized values and outputs of two norms; fused norms save 2 of the 6), 2 of q's
+    size, 2 of kv's and 4 of the intermediate size; then the last norm, and the logits in float32. recompute: only each
+    layer's input is kept (gradient checkpointing), and the activations of one layer at a time.
     """
     tokens, width = batch_size * seq_len, 4 if precision == "float32" else 2
     count = count_parameters(config)
@@ -119,9 +114,9 @@ def inference_memory(
     """Bytes to serve batch_size sequences of seq_len tokens: weights, KV cache, and activations of one layer.
 
     bits_per_weight: of the linear layers in the blocks, metadata included (`quantized_bits_per_weight`).
-    other_bits: of embedding, norms and head, which weight quantization usually leaves alone.
-    tokens_per_step: most tokens in one forward pass (a chunk of prefill); 16-bit activations at the layer's widest
-        point, and float32 logits of one position a sequence.
+    other_bits: of embedding, norms and head, which weight quantization usually leaves as they are.
+    tokens_per_step: maximum number of tokens in one forward pass (a chunk of prefill); 16-bit activations at the
+        layer's widest point, and float32 logits of one position per sequence.
     """
     parts = parameter_breakdown(config)
     linear = parts["attention"] + parts["mlp"]
@@ -142,13 +137,14 @@ def quantized_bits_per_weight(
     scale_bits: int = 16,
     zero_point_bits: int | None = None,
 ) -> float:
-    """Bits a weight with its share of one scale and one zero point a group: 4 bits in groups of 128 are 4.156.
+    """Bits per weight, with its share of the group's scale and zero point: 4 bits in groups of 128 are 4.156.
 
-    in_features: the length of a row, needed where the group is the whole row (group_size None) and exact where the last
-    group is smaller. zero_point_bits: as many as the code by default; 0 for a scheme that stores none.
+    in_features: the length of a row; needed if the group is the whole row (group_size None), and makes the result exact
+        if the last group is smaller.
+    zero_point_bits: by default as many as the code has; 0 for a scheme that stores none.
     """
     if group_size is None and in_features is None:
-        raise ValueError("group_size None means one group a row: in_features must say how long a row is, got None")
+        raise ValueError("group_size None means one group per row: in_features must give the length of a row, got None")
     row = in_features or group_size
     assert row is not None
     groups = math.ceil(row / (group_size or row))
@@ -164,6 +160,6 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def _attention_sizes(config: LlamaConfig) -> tuple[int, int]:
-    """Width of all query heads, and of all key heads (as of all value heads)."""
+    """Width of all query heads, and of all key heads (the same as of all value heads)."""
     assert config.head_dim is not None
     return config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

@@ -5,16 +5,9 @@ by channel, by s and the columns of its weight multiplied by s (equation 3). Wit
 
     s_j = max|X_j|**alpha / max|W_j|**(1 - alpha)            (equation 4)
 
-alpha says how much of the difficulty moves: at 0 the weight's columns all get one range, at 1 the activations'
-channels do. The division costs nothing at run time, because it is folded into whatever makes X:
-
-    q, k, v        the RMSNorm before attention
-    gate, up       the RMSNorm before the MLP
-    o              the rows of v. Under grouped-query attention one factor a KV head and channel: the query heads that
-                   share a value share its factor
-    down           the rows of up, one factor of the product up * silu(gate)
-
-The paper folds into normalisation layers only; the other two are ordinary practice.
+alpha says how much of the difficulty moves: at 0 the weight's columns all get the same range, at 1 the activations'
+channels do. The division costs nothing at run time, because it is folded into whatever makes X (fold.py). The paper
+folds into normalization layers only; folding into v and up is common practice.
 """
 
 from __future__ import annotations
@@ -29,7 +22,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, stages
-from labsupport.quantization.linear import quantize_rows, quantize_weight_int8
+from labsupport.quantization.fold import fold
+from labsupport.quantization.int8 import quantize_rows, quantize_weight_int8
 
 ALPHAS = tuple(i / 10 for i in range(11))  # the grid of the search
 _SEARCH_TOKENS = 256
@@ -42,9 +36,11 @@ def smooth_model(
 ) -> nn.Module:
     """A new model that computes the same function and loses less when its linear layers go to W8A8.
 
-    calibration: windows of tokens, over all of which max|X_j| is taken.
-    alpha: 0..1 for all layers; None searches the best for each set of layers that share an input (or none at all).
-    Raises ValueError for an alpha outside of 0..1, and for calibration that is no list of 1-D token tensors.
+    calibration: windows of tokens; max|X_j| is taken over all of them.
+    alpha: 0..1 for all layers; None searches the best for each set of layers that share an input (or no smoothing).
+
+    Raises:
+        ValueError: alpha outside 0..1; calibration that is not a list of 1-D token tensors.
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0..1, or be None to search for it, got {alpha}")
@@ -55,20 +51,18 @@ def smooth_model(
     for stage in stages(smoothed, windows):
         layer_stages.append(stage)
         if len(layer_stages) == NUM_STAGES:
-            # Backwards: factors of o and down change rows of v and up, which the factors before v and up look at.
+            # Backwards: the scales of o and down change rows of v and up, on which the scales before v and up depend.
             for each in reversed(layer_stages):
-                scale = _stage_scale(each, config, alpha)
-                _fold(each.layer, each.names, scale, config.num_kv_heads)
-                each.divide_inputs(scale)
+                fold(each, _stage_scale(each, config, alpha))
             layer_stages.clear()
     return smoothed
 
 
 @torch.no_grad()
 def smooth_head(model: Any, calibration: Sequence[Int64[Tensor, " time"]], alpha: float | None = 0.5) -> None:
-    """The same for the output head, in place: its factors go into the final norm. It gets a weight of its own.
+    """The same for the output head, in place: its scale goes into the final norm, and it gets a weight of its own.
 
-    The norm's outputs on ``calibration`` count. ``alpha``: None searches.
+    calibration: windows of tokens, for the outputs of the final norm. alpha: None searches.
     """
     inputs = torch.cat([model.hidden_states(window[None])[0] for window in calibration])
     weight = model.lm_head.weight.detach()
@@ -88,7 +82,7 @@ def smooth_head(model: Any, calibration: Sequence[Int64[Tensor, " time"]], alpha
 def smoothing_scale(
     activation_max: Float[Tensor, " in"], weight_max: Float[Tensor, " in"], alpha: float
 ) -> Float[Tensor, " in"]:
-    """Equation 4. Channels that are always zero, in the activations or in the weights, are left alone (factor 1)."""
+    """Equation 4. Channels that are always zero, in the activations or the weights, are left alone (scale 1)."""
     scale = activation_max**alpha / weight_max ** (1 - alpha)
     return torch.where((activation_max > 0) & (weight_max > 0), scale, torch.ones_like(scale))
 
@@ -118,7 +112,7 @@ def w8a8_error(
     """Error of x @ weight.T in W8A8 after smoothing: squared, relative to each token's output, mean over tokens.
 
     Relative, because a token with massive activations (Sun et al. 2024, https://arxiv.org/abs/2402.17762) would
-    otherwise decide alone, and per-token scales have already contained it.
+    otherwise decide alone, although its own scale has already contained it.
     """
     error = 0.0
     codes, step = quantize_rows(x / scale)
@@ -136,32 +130,10 @@ class _Ranges:
     weight: Float[Tensor, " in"]
 
     def shared_by_query_heads(self, num_kv_heads: int, num_heads: int) -> _Ranges:
-        """The largest of the query heads that read one KV head, for each of them."""
+        """For each query head, the largest among those that read the same KV head."""
 
         def share(values: Tensor) -> Tensor:
             heads = values.view(num_kv_heads, num_heads // num_kv_heads, -1)
             return heads.amax(1, keepdim=True).expand_as(heads).flatten()
 
         return _Ranges(share(self.activation), share(self.weight))
-
-
-def _fold(layer: Any, names: tuple[str, ...], scale: Float[Tensor, " in"], num_kv_heads: int) -> None:
-    """Columns of the named layers times ``scale``, and what makes their inputs divided by it."""
-    for name in names:
-        layer.get_submodule(name).weight.mul_(scale)
-    attention, mlp = layer.self_attn, layer.mlp
-    if "self_attn.q_proj" in names:
-        layer.input_layernorm.weight.div_(scale)
-    elif "mlp.gate_proj" in names:
-        layer.post_attention_layernorm.weight.div_(scale)
-    elif "mlp.down_proj" in names:
-        _divide_rows(mlp.up_proj, scale)
-    else:
-        one_a_kv_head = scale.view(num_kv_heads, -1, attention.head_dim)[:, 0].flatten()
-        _divide_rows(attention.v_proj, one_a_kv_head)
-
-
-def _divide_rows(linear: nn.Linear, scale: Float[Tensor, " out"]) -> None:
-    linear.weight.div_(scale[:, None])
-    if linear.bias is not None:
-        linear.bias.div_(scale)

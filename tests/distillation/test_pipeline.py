@@ -19,7 +19,7 @@ from labsupport.distillation.pipeline import compress_lm, small_student, trainin
 from labsupport.lm import Llama, LlamaConfig, generate
 from labsupport.lm.tokenizer import ByteTokenizer
 from labsupport.lm.train import initialize
-from labsupport.quantization.linear import IntegerLinear
+from labsupport.quantization.layers.integer import IntegerLinear
 
 
 def toy(num_layers: int = 3, seed: int = 0) -> Llama:

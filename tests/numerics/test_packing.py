@@ -56,7 +56,7 @@ def test_leading_dimensions_and_copies():
         (lambda: pack(torch.tensor([1]), 4), "codes must be uint8"),
         (lambda: pack(torch.tensor(1, dtype=torch.uint8), 4), "at least one dimension"),
         (lambda: pack(torch.tensor([1], dtype=torch.uint8), 9), "bits must be an integer from 2 to 8, got 9"),
-        (lambda: unpack(torch.zeros(2, dtype=torch.uint8), 4, 5), "3 bytes a row for n = 5 codes of 4 bits, got 2"),
+        (lambda: unpack(torch.zeros(2, dtype=torch.uint8), 4, 5), "3 bytes per row for n = 5 codes of 4 bits, got 2"),
         (lambda: unpack(torch.zeros(2), 4, 4), "packed must be uint8"),
     ],
 )

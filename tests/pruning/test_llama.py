@@ -31,7 +31,7 @@ CONFIG = LlamaConfig(
 def small() -> Any:
     torch.manual_seed(0)
     model = Llama(CONFIG).eval()
-    for parameter in model.parameters():  # no norm of ones, and attention that attends
+    for parameter in model.parameters():  # norms other than ones, and attention that is not uniform
         parameter.data = torch.randn(parameter.shape) * 0.3 + (parameter.dim() == 1)
     return model
 
@@ -129,7 +129,7 @@ def test_neurons_by_activation_are_those_that_down_would_miss(small: Any, window
 
 
 def test_taylor_is_the_change_of_the_loss_to_first_order(small: Any, windows: list[Tensor]) -> None:
-    """Against finite differences: what is about to be removed is turned down by a little."""
+    """Against finite differences: what is about to be removed is scaled down slightly."""
     window, name = windows[0], "layers.2.mlp.down_proj"
 
     def loss(model: Any) -> float:
@@ -232,7 +232,7 @@ def test_importance_beats_chance_on_tiny() -> None:
     ("options", "message"),
     [
         ({"mlp_sparsity": 1.5}, "sparsity must be"),
-        ({"kv_groups": 3}, "kv_groups must be an integer from 0 to 2, for there are 3; got 3"),
+        ({"kv_groups": 3}, "kv_groups must be an integer from 0 to 2 \\(the model has 3\\); got 3"),
         ({"heads_per_group": 2}, "heads_per_group must be an integer from 0 to 1"),
         ({"num_layers_removed": -1}, "num_layers_removed must be an integer from 0 to 2"),
         ({"multiple_of": 0}, "multiple_of must be a positive integer; got 0"),

@@ -71,7 +71,7 @@ def test_e29_ties_do_not_count_twice(sparsity: float) -> None:
     assert int((~mask).sum()) == round(sparsity * 4096)
     by_threshold = grid.abs() > grid.abs().flatten().kthvalue(round(sparsity * 4096)).values
     if sparsity < 1:
-        assert int((~by_threshold).sum()) > 1.02 * round(sparsity * 4096)  # what the threshold alone would have done
+        assert int((~by_threshold).sum()) > 1.02 * round(sparsity * 4096)  # by a threshold alone
 
 
 def test_the_same_weight_gives_the_same_mask() -> None:
@@ -127,7 +127,7 @@ def test_global_masks_of_a_module() -> None:
     model = torch.nn.Sequential(large, small)
     masks = global_magnitude_masks(((n, p) for n, p in model.named_parameters() if p.dim() == 2), 0.2)
     assert sum(int((~mask).sum()) for mask in masks.values()) == 150
-    assert int((~masks["1.weight"]).sum()) > 0.5 * 150  # the small layer pays
+    assert int((~masks["1.weight"]).sum()) > 0.5 * 150  # mostly from the small layer
     with pytest.raises(ValueError, match="different names"):
         global_magnitude_masks([("a", gaussian(2)), ("a", gaussian(2))], 0.5)
 

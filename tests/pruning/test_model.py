@@ -108,7 +108,7 @@ def test_each_layer_meets_already_pruned_inputs(small: Any, windows: list[Tensor
     result = pruned.get_submodule(name).weight
     assert ((result == 0) == (expected == 0)).float().mean() > 0.99  # sums in another order may turn a near tie
     assert torch.nn.functional.mse_loss(result, expected) < 1e-3 * weight.square().mean()
-    # and from the inputs of the dense model it would be another
+    # the dense model's inputs would give another result
     dense = torch.cat([layer_inputs(small, window[None], [name])[name] for window in windows])
     assert (dense - x).square().mean() > 1e-4 * x.square().mean()
 
@@ -121,7 +121,7 @@ def test_report(small: Any, windows: list[Tensor]) -> None:
     assert list(frame.columns) == ["shape", "sparsity", "num_zeros", "error", "seconds"]
     assert (frame["sparsity"] == 0.5).all() and report.sparsity == 0.5 and "50.0000%" in str(report)
     assert 0 < frame["seconds"].sum() <= report.seconds
-    # the error of a layer, found again from its inputs
+    # a layer's error, recomputed from its inputs
     name = "layers.1.mlp.down_proj"
     x = torch.cat([layer_inputs(pruned, window[None], [name])[name] for window in windows])
     weight, new = (model.get_submodule(name).weight.detach() for model in (small, pruned))
@@ -154,8 +154,8 @@ def test_bfloat16_stays_bfloat16(small: Any, windows: list[Tensor]) -> None:
         ({"pattern": "8:16"}, "multiple of m = 16"),
         ({"pattern": "2in4"}, "pattern must look like"),
         ({"scope": "row"}, "scope must be layer or global"),
-        ({"scope": "global", "method": "wanda"}, 'scope="global" serves'),
-        ({"scope": "global", "pattern": "2:4"}, 'scope="global" serves'),
+        ({"scope": "global", "method": "wanda"}, 'scope="global" needs'),
+        ({"scope": "global", "pattern": "2:4"}, 'scope="global" needs'),
         ({"calibration": []}, "calibration must hold at least one window"),
         ({"calibration": torch.arange(9)}, "calibration must be a list"),
     ],
@@ -186,8 +186,8 @@ def tokens(lm: LanguageModel, part: str, count: int) -> Tensor:
 
 @pytest.mark.parametrize("pattern", [None, "2:4"])
 def test_perplexity_of_tiny(tiny: LanguageModel, pattern: str | None) -> None:
-    """Moving the weights that stay pays on any model. Wanda against magnitude is left to a real one (test below):
-    `tiny` is too small to have the outlier activations that Wanda is about."""
+    """Adjusting the weights that stay helps on any model. Wanda against magnitude is left to a real one (test below):
+    `tiny` is too small to have the outlier activations that Wanda relies on."""
     calibration = list(tokens(tiny, "calibration", 8 * 256).view(8, 256))
     evaluation = tokens(tiny, "evaluation", 8 * 256)
     before = token_loss(tiny.model, evaluation, 256)

@@ -13,7 +13,7 @@ from torch import Tensor
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import achieved_sparsity, magnitude_mask
 from labsupport.pruning.semi_structured import nm_mask
-from labsupport.pruning.sparsegpt import sparsegpt_prune, sparsegpt_prune_together
+from labsupport.pruning.sparsegpt import sparsegpt_by_columns, sparsegpt_prune, sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
 
 
@@ -43,7 +43,7 @@ def output_nmse(pruned: Tensor, weight: Tensor, x: Tensor) -> float:
 def obs_oracle(
     weight: Tensor, hessian: Tensor, sparsity: float, block_size: int, n_of_m: tuple[int, int] | None = None
 ) -> Tensor:
-    """Optimal brain surgeon row by row in float64: for each column the Hessian of what remains is inverted anew
+    """Optimal brain surgeon row by row in float64: for each column the Hessian of what remains is inverted again
     (paper, section 3.1); no Cholesky factor, no shared or lazy update."""
     rows, columns = weight.shape
     hessian = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(columns, dtype=torch.float64)
@@ -74,9 +74,10 @@ def obs_oracle(
 def test_equals_optimal_brain_surgeon(sparsity: float, block_size: int) -> None:
     weight, hessian = gaussian(12, 80), hessian_of(correlated(400, 80))
     expected = obs_oracle(weight, hessian, sparsity, block_size)
-    result = sparsegpt_prune(weight, hessian, sparsity, block_size=block_size)
-    assert torch.equal(result == 0, expected == 0)
-    assert torch.allclose(result.double(), expected, atol=1e-3 * float(expected.abs().max()))
+    for prune in (sparsegpt_prune, sparsegpt_by_columns):
+        result = prune(weight, hessian, sparsity, block_size=block_size)
+        assert torch.equal(result == 0, expected == 0)
+        assert torch.allclose(result.double(), expected, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("n_of_m", [(2, 4), (1, 4), (4, 8), (3, 5), (20, 40)])
@@ -89,14 +90,39 @@ def test_equals_optimal_brain_surgeon_in_groups(n_of_m: tuple[int, int]) -> None
     assert ((result != 0).unflatten(1, (-1, n_of_m[1])).sum(-1) == n_of_m[0]).all()
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 6), groups=st.integers(1, 12), block_size=st.integers(1, 50), sparsity=st.floats(0, 1),
+    n_of_4=st.sampled_from([None, 1, 2, 3]), damping=st.sampled_from([0.001, 0.01, 0.3]), dead=st.integers(0, 9),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_the_fast_form_equals_the_papers(
+    rows: int, groups: int, block_size: int, sparsity: float, n_of_4: int | None, damping: float, dead: int, seed: int
+) -> None:
+    weight, x = gaussian(rows, 4 * groups, seed=seed), correlated(12 * groups, 4 * groups, seed)
+    x[:, :dead] = 0
+    options = (sparsity, f"{n_of_4}:4" if n_of_4 else None, damping, block_size)
+    fast, paper = (prune(weight, hessian_of(x), *options) for prune in (sparsegpt_prune, sparsegpt_by_columns))
+    assert torch.equal(fast == 0, paper == 0)
+    assert torch.allclose(fast, paper, atol=1e-4 * float(paper.abs().max()))
+
+
+def test_the_papers_form_breaks_ties_as_the_fast_form_does() -> None:
+    weight = gaussian(12, 80).round()
+    for options in ((0.5,), (0.5, "2:4")):
+        assert torch.equal(
+            sparsegpt_prune(weight, torch.eye(80), *options), sparsegpt_by_columns(weight, torch.eye(80), *options)
+        )
+
+
 @pytest.mark.parametrize("sparsity", [0.3, 0.5])
 def test_uncorrelated_inputs_give_magnitude_exactly(sparsity: float) -> None:
-    """H ∝ I: no column can make up for another, so nothing moves and the cost of a weight is its square."""
+    """H ∝ I: no column can compensate for another, so nothing moves and the cost of a weight is its square."""
     weight, hessian = gaussian(24, 64), 3.7 * torch.eye(64)
     result = sparsegpt_prune(weight, hessian, sparsity, block_size=64)
     assert torch.equal(result, weight * magnitude_mask(weight, sparsity))
     assert torch.equal(sparsegpt_prune(weight, hessian, pattern="2:4"), weight * nm_mask(weight.abs()))
-    # a smaller block ranks within itself
+    # smaller blocks are ranked one by one
     blocks = [part * magnitude_mask(part, sparsity) for part in weight.split(16, dim=1)]
     if sparsity == 0.5:  # 24 * 16 * 0.5 is whole
         assert torch.equal(sparsegpt_prune(weight, hessian, sparsity, block_size=16), torch.cat(blocks, dim=1))
@@ -165,7 +191,7 @@ def test_dead_inputs_go_first_and_by_magnitude() -> None:
     assert not ((result == 0) & ~dead).any()
     smallest = weight[dead].abs().sort().values[:12]
     assert torch.equal(weight[result == 0].abs().sort().values, smallest)
-    assert torch.equal(result[result != 0], weight[result != 0])  # and nobody has to make up for them
+    assert torch.equal(result[result != 0], weight[result != 0])  # and nothing has to compensate for them
 
 
 def test_hessian_of_zeros_is_magnitude() -> None:

@@ -1,4 +1,4 @@
-"""Affine quantization against its definition, for every float32 there is, and against the errors people make."""
+"""Affine quantization against its definition, for every float32, and against common mistakes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_e04_zero_point_is_an_integer_code_and_codes_are_clamped():
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("options", SYMMETRIES)
 def test_the_whole_of_float32_does_not_overflow(bits, options):
-    """max - min is infinite in float32, and so is the end of a grid that lies half a step outside of the range."""
+    """max - min is infinite in float32, and so is the end of a grid that lies half a step outside the range."""
     largest = torch.finfo(torch.float32).max
     x = torch.tensor([-largest, -1e38, 0.0, 1e38, largest])
     qparams = choose_qparams(x, bits=bits, **options)
@@ -240,11 +240,11 @@ def test_empty_and_scalar():
             lambda: choose_qparams(torch.ones(2, 2), group_size=0),
             "group_size must be a positive integer or None, got 0",
         ),
-        (lambda: choose_qparams(torch.ones(2, 2), axis=1, group_size=1), "which axis=1 contradicts"),
+        (lambda: choose_qparams(torch.ones(2, 2), axis=1, group_size=1), "which contradicts axis=1"),
         (lambda: choose_qparams(torch.tensor(1.0), group_size=2), "at least one dimension"),
         (lambda: choose_qparams(torch.ones(2), full_range=True), "full_range=True needs symmetric=True"),
         (lambda: fake_quantize(torch.ones(2), choose_qparams(torch.ones(2)), bits=4), "either qparams or options"),
-        (lambda: QParams(torch.ones(2), torch.zeros(1, dtype=torch.int32)), "must have one shape"),
+        (lambda: QParams(torch.ones(2), torch.zeros(1, dtype=torch.int32)), "must have the same shape"),
         (lambda: QParams(torch.ones(2), torch.zeros(2)), "zero_point must hold integers"),
         (
             lambda: quantize(torch.ones(2, 9), choose_qparams(torch.ones(2, 8), group_size=4)),

@@ -18,6 +18,7 @@ from labsupport.quantization.awq import (
     clip_weight,
     row_errors,
     search_scale,
+    search_scale_on_outputs,
 )
 from labsupport.quantization.rtn import rtn_quantize
 
@@ -82,6 +83,26 @@ def test_the_search_equals_trying_all_ratios_on_real_outputs() -> None:
     assert search.errors == pytest.approx(expected, rel=1e-3)
     assert search.ratio == expected.index(min(expected)) / 20 and 0 < search.ratio < 1
     assert torch.allclose(search.scale, channel_scale(x.abs().mean(0), search.ratio))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 300), columns=st.integers(1, 48), group_size=st.integers(1, 50), bits=st.integers(2, 8),
+    outlier=st.floats(0.01, 100), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_the_fast_search_equals_the_papers(
+    rows: int, columns: int, group_size: int, bits: int, outlier: float, seed: int
+) -> None:
+    weight, x = gaussian(rows, columns, seed=seed), gaussian(60, columns, seed=seed + 1)
+    x[:, 0] *= outlier
+    paper, fast = (
+        search_scale_on_outputs(weight, x, bits, group_size),
+        search_scale(weight, InputStats.of([x]), bits, group_size),
+    )
+    power = float((x @ weight.T).square().sum(1).mean())
+    assert fast.errors == pytest.approx(paper.errors, rel=1e-3, abs=1e-9 * power)
+    best = min(paper.errors)
+    assert paper.errors[fast.ratios.index(fast.ratio)] == pytest.approx(best, rel=1e-3, abs=1e-9 * power)
 
 
 def test_layers_that_share_inputs_share_the_scale() -> None:

@@ -20,7 +20,7 @@ from labsupport.quantization.fp8 import (
 
 
 def decode(code: int, exponent_bits: int, mantissa_bits: int, ieee: bool) -> float:
-    """A code's value from its bits. E4M3 has no infinities and one NaN a sign; E5M2 follows IEEE 754."""
+    """A code's value from its bits. E4M3 has no infinities and one NaN per sign; E5M2 follows IEEE 754."""
     sign = -1.0 if code >> 7 else 1.0
     exponent, mantissa = (code & 0x7F) >> mantissa_bits, code & (2**mantissa_bits - 1)
     bias, last = 2 ** (exponent_bits - 1) - 1, 2**exponent_bits - 1

@@ -14,13 +14,11 @@ from labsupport.lm.calibrate import batch_windows, stages
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
 from labsupport.quantization.gptq import gptq_quantize
-from labsupport.quantization.linear import (
-    DynamicQuantizedLinear,
-    Int4WeightLinear,
-    Int8WeightLinear,
-    QuantizedLinear,
-    StaticQuantizedLinear,
-)
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.int8_weight import Int8WeightLinear
+from labsupport.quantization.layers.packed import QuantizedLinear
+from labsupport.quantization.layers.static import StaticQuantizedLinear
 from labsupport.quantization.model import quantize_model
 from labsupport.quantization.rtn import rtn_quantize
 
@@ -48,7 +46,7 @@ def build(num_kv_heads: int = 2, seed: int = 0) -> Any:
 
 
 def windows(*lengths: int, seed: int = 1) -> list[Tensor]:
-    """Text of a sort: few words, often repeated."""
+    """Something like text: few words, often repeated."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(0, 60, (12, 4), generator=torch.Generator().manual_seed(0))
     draw = lambda n: words[torch.randint(0, 12, (n // 4 + 1,), generator=generator)].flatten()[:n]  # noqa: E731
@@ -132,7 +130,7 @@ def test_perplexity_is_that_of_the_dequantized_weights(method: str, bits: int, m
 
 @pytest.mark.parametrize("num_kv_heads", [2, 4])
 def test_awq_scales_are_folded_into_what_makes_the_inputs(num_kv_heads: int) -> None:
-    """At 8 bits rounding is next to nothing, so any scale that is not divided out again would show."""
+    """At 8 bits rounding is negligible, so a scale that is not divided out again would show."""
     model = build(num_kv_heads)
     result = quantize(model, windows(64, 64), "awq", 8, 16, progress=False)
     assert logit_error(result, model, torch.stack(windows(50, 50, seed=2))) < 1e-4
@@ -361,7 +359,7 @@ def test_stages_give_what_the_layers_read(model: Any) -> None:
         ({"method": "magic"}, "method must be one of rtn, gptq, awq, int8_dynamic, int8_static; got 'magic'"),
         ({"bits": 1}, "bits must be an integer from 2 to 8"),
         ({"head_bits": 4}, "head_bits must be 8 or None"),
-        ({"smooth": 0.5}, "smooth serves methods that quantize activations"),
+        ({"smooth": 0.5}, "smooth is for methods that quantize activations"),
         ({"calibration": []}, "calibration must hold at least one window"),
         (
             {"calibration": torch.zeros(2, 8, dtype=torch.int64)},

@@ -1,4 +1,4 @@
-"""Observers against numpy on all of the data at once, though they never keep it."""
+"""Observers against numpy on all of the data at once, which they never keep."""
 
 from __future__ import annotations
 

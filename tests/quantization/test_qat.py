@@ -1,4 +1,4 @@
-"""LSQ's gradients against the paper's formula and torch's own kernel; training that is seen to work, and not to."""
+"""LSQ's gradients against the paper's formula and torch's own kernel; training that is shown to work, and not to."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_qat_recovers_what_rounding_loses(results, bits, loses, recovers):
     assert result.float_mse < 0.06
     assert result.ptq_mse > loses * result.float_mse
     assert result.ptq_mse - result.qat_mse > recovers * (result.ptq_mse - result.float_mse)
-    # What was trained is what is stored: at most 2**bits values a row.
+    # What was trained is what is stored: at most 2**bits values per row.
     for layer in result.qat_model:
         if isinstance(layer, QATLinear):
             weight, _ = layer.integers()

@@ -205,3 +205,33 @@ def test_non_finite_weights_are_counted():
 
 def test_resolve_group_size():
     assert [resolve_group_size(g, 100) for g in (None, -1, 64, 200)] == [100, 100, 64, 100]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_split_rows_gives_the_rows(bits):
+    _, _, _, weight = random_weight(out=7, bits=bits)  # zero points of a part need not begin at a whole byte
+    parts = weight.split_rows([2, 1, 4])
+    assert [part.shape for part in parts] == [(2, 20), (1, 20), (4, 20)]
+    for name in ("dequantize", "codes"):
+        assert torch.equal(torch.cat([getattr(part, name)() for part in parts]), getattr(weight, name)())
+    assert torch.equal(torch.cat([part.zero_point for part in parts]), weight.zero_point)
+    assert all(part.packed.untyped_storage().nbytes() == part.packed.nbytes for part in parts)  # a checkpoint's size
+    one = parts[1]
+    again = QuantizedWeight.from_codes(one.codes(), one.scale, one.zero_point, bits, 8)
+    assert one.nbytes == again.nbytes and torch.equal(one.packed_zero_point, again.packed_zero_point)
+
+
+def test_split_rows_keeps_half_precision_where_a_part_allows_it():
+    codes, scale, zero_point, _ = random_weight()
+    scale[0, 0] = 1e-9
+    wide, narrow = QuantizedWeight.from_codes(codes, scale, zero_point, 4, 8).split_rows([1, 5])
+    assert wide.scale.dtype == torch.float32 and narrow.scale.dtype == torch.float16
+
+
+def test_divide_rows_divides_each_row_and_keeps_the_codes():
+    _, scale, _, weight = random_weight()
+    divisor = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.7, 100.0])
+    divided = weight.divide_rows(divisor)
+    assert torch.equal(divided.codes(), weight.codes()) and divided.scale.dtype == torch.float16
+    assert torch.equal(divided.scale.float(), round_scale(scale / divisor[:, None]))
+    assert torch.allclose(divided.dequantize(), weight.dequantize() / divisor[:, None], rtol=2**-9)

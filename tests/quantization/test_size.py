@@ -74,7 +74,7 @@ def test_e03_training_takes_16_bytes_a_parameter_however_the_model_is_served():
     budget = training_memory(LLAMA_70B)
     parameters = count_parameters(LLAMA_70B)
     assert budget.total - budget.activations == 16 * parameters
-    assert budget.optimizer_state == 12 * parameters and budget.kv_cache == 0
+    assert budget.master_weights + budget.adam_m + budget.adam_v == 12 * parameters and budget.kv_cache == 0
     for precision in ("int8", "int4"):
         with pytest.raises(ValueError, match="integer weights cannot be trained"):
             training_bytes_per_parameter(precision)
@@ -109,9 +109,9 @@ def test_recomputing_keeps_one_layer_and_the_inputs_of_the_others():
 def test_memory_of_inference_is_separated():
     config = PUBLISHED_CONFIGS["meta-llama/Llama-2-7b-hf"]
     budget = inference_memory(config, batch_size=32, seq_len=2048)
-    assert budget.kv_cache == 32 * GIB  # 512 KiB a token
+    assert budget.kv_cache == 32 * GIB  # 512 KiB per token
     assert budget.weights == 2 * count_parameters(config)
-    assert budget.gradients == budget.optimizer_state == 0
+    assert budget.gradients == budget.master_weights == budget.adam_m == budget.adam_v == 0
     assert budget.total == budget.weights + budget.activations + budget.kv_cache
     assert inference_memory(config, 32, 2048, kv_bits=8).kv_cache == 16 * GIB
     assert inference_memory(LLAMA_70B, 32, 2048).kv_cache == 2 * 80 * 8 * 128 * 2 * 32 * 2048  # 8 of 64 heads

@@ -9,7 +9,7 @@ import torch
 
 from labsupport.lm.calibrate import stages
 from labsupport.lm.model import Llama, LlamaConfig
-from labsupport.quantization.linear import DynamicQuantizedLinear
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.smoothquant import smooth_model, smoothing_scale, w8a8_error
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -143,7 +143,7 @@ def test_w8a8_error_is_the_error_of_the_layer():
 
 
 def quantized(weight):
-    from labsupport.quantization.linear import quantize_weight_int8
+    from labsupport.quantization.int8 import quantize_weight_int8
 
     return quantize_weight_int8(weight)
 

@@ -20,8 +20,8 @@ from labsupport.inference.fast.merged import merge
 from labsupport.inference.packed import Chunk, PackedBatch
 from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
 from labsupport.lm import Llama
-from labsupport.quantization.fast.kernels import has_numba
-from labsupport.quantization.linear import IntegerLinear
+from labsupport.quantization.fast.probes import has_numba
+from labsupport.quantization.layers.integer import IntegerLinear
 
 if has_numba():
     from labsupport.inference.fast.numba_ops import (
@@ -33,7 +33,7 @@ if has_numba():
         store_codes,
         turn,
     )
-    from labsupport.quantization.fast.numba_kernels import in_threads
+    from labsupport.quantization.fast.compiled import in_threads
 
 
 class FusedLlama:

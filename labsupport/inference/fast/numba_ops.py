@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from labsupport.quantization.fast.numba_kernels import FAST_MATH
+from labsupport.quantization.fast.compiled import FAST_MATH
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)

@@ -1,1 +1,1 @@
-"""The fast forms of chapter 1's products: integer matmuls that this machine has, each equal to a readable form."""
+"""The fast forms of chapter 1's matrix products, one job a file; each is tested against plain arithmetic."""

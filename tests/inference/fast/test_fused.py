@@ -25,7 +25,7 @@ from labsupport.quantization import (
     gptq_quantize,
     rtn_quantize,
 )
-from labsupport.quantization.fast.kernels import has_numba
+from labsupport.quantization.fast.probes import has_numba
 
 needs_numba = pytest.mark.skipif(not has_numba(), reason="Numba is not installed")
 CONFIGS = [

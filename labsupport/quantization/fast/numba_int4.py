@@ -1,52 +1,31 @@
-"""Weight-only matmuls in Python, compiled by Numba (optional; without it, kernels.py takes PyTorch's own kernels).
+"""The 4-bit kernel, compiled from Python by Numba (optional; without it, PyTorch's own kernels are used).
 
-Reading the weights from memory is what a decode step costs. A kernel that reads int8 or packed 4-bit weights wins as
-much as its unpacking can keep up:
+Decoding is limited by reading the weights from memory, so a kernel that reads packed 4-bit weights is faster as long as
+unpacking keeps up. Here it does, because everything stays in integers: x becomes 16-bit fixed point with one scale per
+group of weights (an error of at most max|x| / 65278 within the group, far below that of the weights), stored as two
+bytes, x = 256 high + low. AVX2's vpmaddubsw then multiplies 32 nibbles by 32 of those bytes at once. Nibbles are at
+most 15, so eight of its sums fit in 16 bits (8 * 2 * 15 * 128 < 2**15) and nothing saturates. `tile` puts 16 outputs
+side by side, so that a group's scales and zero points are applied to 16 sums together.
 
-- int8: along a row of the weight, in floats; up to 4 rows of x share each conversion;
-- int4: in integers. x becomes 16-bit fixed point with a scale for each group of weights (an error of at most
-  max|x| / 65278 within the group, far below that of the weights), stored as two bytes, x = 256 high + low. AVX2's
-  vpmaddubsw then multiplies 32 nibbles by 32 of those bytes at once. Nibbles are at most 15, so eight of its sums fit
-  16 bits (8 * 2 * 15 * 128 < 2**15) and nothing saturates. `tile` puts 16 outputs side by side, so that a group's
-  scales and zero points are applied to 16 sums together.
-
-Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
+Indices are uint64: signed ones need a test for negative values, which keeps LLVM from vectorizing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-
 import llvmlite.ir as ir
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int8, UInt8
+from jaxtyping import Float, Float16, UInt8
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-OUTPUTS = 16  # outputs a block of the int4 kernel
-INPUTS = 32  # inputs that it multiplies at a time, 16 bits being enough for their sums
-_LARGEST = 256 * 127 + 127  # the largest 16-bit x, both bytes of which fit a signed byte
-_WEIGHTS_A_THREAD = 2**20  # with fewer, waking a thread costs more than it saves
-FAST_MATH = {"contract", "reassoc", "nsz"}  # sums in any order; NaN and infinity keep their meaning
+from labsupport.quantization.fast.compiled import FAST_MATH, in_threads, to_array
 
-
-class Int8Matmul:
-    """multiply(x) is x @ (weight * scale[:, None]).T in float32. The weight is read where it lies."""
-
-    def __init__(self, weight: Int8[Tensor, "out columns"], scale: Float[Tensor, " out"]) -> None:
-        self.arrays = weight.numpy(), scale.numpy()
-
-    def __call__(self, x: Float[Tensor, "n columns"]) -> Float[Tensor, "n out"]:
-        weight, scale = self.arrays
-        out = np.empty((x.shape[0], weight.shape[0]), np.float32)
-        in_threads(_int8_matmul, (_array(x), weight, scale, out), weight.shape[0], weight.size)
-        return torch.from_numpy(out)
+OUTPUTS = 16  # per block
+INPUTS = 32  # multiplied at a time: 16 bits suffice for their sums
+_LARGEST = 256 * 127 + 127  # the largest 16-bit x whose two bytes both fit a signed byte
 
 
 class Int4Matmul:
@@ -63,7 +42,7 @@ class Int4Matmul:
         group_size: int,
     ) -> None:
         self.out_features, self.group_size = codes.shape[0], group_size
-        # Numba has no float16 on CPUs: the kernel is given the bits.
+        # Numba has no float16 on CPUs: the kernel gets the bits.
         grids = (_by_block(scale).view(torch.int16).numpy(), _by_block(zero_point).numpy())
         self.arrays = tile(codes).numpy(), *grids
 
@@ -71,7 +50,9 @@ class Int4Matmul:
         packed, scale, zero_point = self.arrays
         blocks = packed.shape[0]
         out = np.empty((x.shape[0], blocks * OUTPUTS), np.float32)
-        in_threads(_int4_matmul, (_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size)
+        in_threads(
+            _int4_matmul, (to_array(x), packed, scale, zero_point, self.group_size, out), blocks, 2 * packed.size
+        )
         result = torch.from_numpy(out)
         return result if blocks * OUTPUTS == self.out_features else result[:, : self.out_features]
 
@@ -83,7 +64,7 @@ class Int4Matmul:
 
 
 def tile(codes: UInt8[Tensor, "out columns"]) -> UInt8[Tensor, "blocks eights 64"]:
-    """Codes 0..15 in the order in which the int4 kernel reads them; outputs are filled up with zeros to blocks.
+    """Codes 0..15 in the order in which the kernel reads them; outputs are padded with zeros to whole blocks.
 
     64 bytes hold 8 inputs of 16 outputs: byte 4 j + i has input i of output j in its low nibble, input i + 4 in its
     high one.
@@ -105,94 +86,6 @@ def _by_block(grid: Tensor) -> Tensor:
     """[out, groups] -> [blocks, groups, 16]."""
     padded = torch.nn.functional.pad(grid, (0, 0, 0, -grid.shape[0] % OUTPUTS))
     return padded.view(-1, OUTPUTS, grid.shape[1]).transpose(1, 2).contiguous()
-
-
-def rows_in_steps(x: Float[Tensor, "n columns"]) -> tuple[Float[Tensor, "n columns"], Float[Tensor, "n 1"]]:
-    """x / scale and scale = max|x| / 127 of each row, in one pass over ``x`` where PyTorch takes five."""
-    source = _array(x)
-    steps, scale = np.empty(source.shape, np.float32), np.empty((source.shape[0], 1), np.float32)
-    _rows_in_steps(source, steps, scale)
-    return torch.from_numpy(steps), torch.from_numpy(scale)
-
-
-def scale_rows_and_columns(
-    x: Float[Tensor, "n columns"], rows: Float[Tensor, "n 1"], columns: Float[Tensor, " columns"]
-) -> Float[Tensor, "n columns"]:
-    """``x`` in place, times one factor a row and one a column."""
-    _scale_rows_and_columns(x.numpy(), rows.numpy(), columns.numpy())
-    return x
-
-
-@njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def _rows_in_steps(x, steps, scale):  # type: ignore[no-untyped-def]
-    U, f32 = np.uint64, np.float32
-    columns = U(x.shape[1])
-    for r in range(U(x.shape[0])):
-        largest, not_finite = f32(0), f32(0)
-        for k in range(columns):
-            largest = max(largest, abs(x[r, k]))
-            not_finite += f32(0) * x[r, k]
-        step = max(largest * f32(1 / 127), f32(1.1754944e-38)) + not_finite
-        scale[r, 0] = step
-        for k in range(columns):
-            steps[r, k] = x[r, k] / step
-
-
-@njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def _scale_rows_and_columns(x, rows, columns):  # type: ignore[no-untyped-def]
-    U = np.uint64
-    for r in range(U(x.shape[0])):
-        for k in range(U(x.shape[1])):
-            x[r, k] = x[r, k] * rows[r, U(0)] * columns[k]
-
-
-def _array(x: Tensor) -> np.ndarray:
-    if x.requires_grad or x.dtype != torch.float32:
-        x = x.detach().float()
-    return x.contiguous().numpy()
-
-
-def in_threads(kernel: Callable[..., None], arrays: tuple, end: int, num_weights: int) -> None:
-    """kernel(*arrays, first, last) for 0 .. end, in as many threads as PyTorch would use.
-
-    Threads of our own, and not Numba's: those would compete with PyTorch's OpenMP for the same cores.
-    """
-    if num_weights < 2 * _WEIGHTS_A_THREAD or (threads := torch.get_num_threads()) == 1:
-        kernel(*arrays, 0, end)
-        return
-    threads = min(threads, num_weights // _WEIGHTS_A_THREAD)
-    edges = [end * i // threads for i in range(threads + 1)]
-    futures = [_pool(threads).submit(kernel, *arrays, first, last) for first, last in pairwise(edges)]
-    for future in futures:
-        future.result()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="matmul")
-
-
-@njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def _int8_matmul(x, weight, scale, out, first, last):  # type: ignore[no-untyped-def]
-    U, f32 = np.uint64, np.float32
-    rows, columns = U(x.shape[0]), U(x.shape[1])
-    in_fours = rows - rows % U(4)
-    for o in range(U(first), U(last)):
-        for r in range(U(0), in_fours, U(4)):
-            sum0, sum1, sum2, sum3 = f32(0), f32(0), f32(0), f32(0)
-            for k in range(columns):
-                w = f32(weight[o, k])
-                sum0 += w * x[r, k]
-                sum1 += w * x[r + U(1), k]
-                sum2 += w * x[r + U(2), k]
-                sum3 += w * x[r + U(3), k]
-            out[r, o], out[r + U(1), o] = sum0 * scale[o], sum1 * scale[o]
-            out[r + U(2), o], out[r + U(3), o] = sum2 * scale[o], sum3 * scale[o]
-        for r in range(in_fours, rows):
-            sum0 = f32(0)
-            for k in range(columns):
-                sum0 += f32(weight[o, k]) * x[r, k]
-            out[r, o] = sum0 * scale[o]
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)

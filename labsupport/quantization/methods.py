@@ -1,0 +1,150 @@
+"""What each method of `quantize_model` does at each stage (lm/calibrate.py) of the model:
+
+rtn            round to nearest; calibration only serves the report
+gptq           quantize on inputs from the already quantized layers before; one Hessian for layers that share inputs
+awq            search a scale, fold it into what makes the inputs, clip, round; also on quantized inputs
+int8_dynamic   int8 weights and activations, one activation scale per token
+int8_static    int8 weights and activations, one activation scale per layer, from the calibration's range
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labsupport.lm.calibrate import Stage, nmse
+from labsupport.numerics.hessian import HessianAccumulator
+from labsupport.quantization.awq import InputStats, clip_weight, search_scale
+from labsupport.quantization.fold import fold, source_name
+from labsupport.quantization.gptq import gptq_quantize
+from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
+from labsupport.quantization.layers.int4_weight import Int4WeightLinear
+from labsupport.quantization.layers.int8_weight import Int8WeightLinear
+from labsupport.quantization.layers.packed import QuantizedLinear
+from labsupport.quantization.layers.static import StaticQuantizedLinear
+from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size
+from labsupport.quantization.rtn import rtn_quantize
+
+ERROR_TOKENS = 256  # of each stage, for the report's errors
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The options of `quantize_model` that methods read."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    act_order: bool
+    static_groups: bool | None
+    damping: float
+    clip: bool
+
+
+Replacement = tuple[str, Any, float]  # name of a linear layer, the module to replace it, the error of its output
+
+
+def _rtn(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
+    for stage in model_stages:
+        sample = stage.sample(ERROR_TOKENS)
+        for name, linear in zip(stage.full_names, stage.linears, strict=True):
+            weight = rtn_quantize(linear.weight, options.bits, options.group_size, options.symmetric)
+            yield name, _packed(weight, linear), _error(sample, linear, weight.dequantize())
+
+
+def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
+    for stage in model_stages:
+        accumulator = HessianAccumulator(stage.inputs[0].shape[-1], stage.inputs[0].device)
+        for batch in stage.inputs:
+            accumulator.add(batch)
+        sample, linears = stage.sample(ERROR_TOKENS), stage.linears
+        # Rows do not influence one another, so layers that share a Hessian are one weight.
+        together = gptq_quantize(
+            torch.cat([linear.weight for linear in linears]), accumulator.hessian, options.bits, options.group_size,
+            options.symmetric, options.act_order, options.damping, static_groups=options.static_groups,
+        )  # fmt: skip
+        rows = [linear.out_features for linear in linears]
+        parts = zip(together.split_rows(rows), together.dequantize().split(rows), strict=True)
+        for name, linear, (weight, dequantized) in zip(stage.full_names, linears, parts, strict=True):
+            error = _error(sample, linear, dequantized)
+            linear.weight.copy_(dequantized)  # so that later stages compensate for it
+            yield name, _packed(weight, linear), error
+
+
+def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
+    # Results of one decoder layer, held back: the last scale, down_proj's, still divides rows of up_proj.
+    done: dict[str, tuple[QuantizedWeight, nn.Linear, float]] = {}
+    for stage in model_stages:
+        stats = InputStats.of(stage.inputs)
+        group_size = resolve_group_size(options.group_size, len(stats.mean_abs))
+        if not _values_are_shared(stage):
+            together = torch.cat([linear.weight for linear in stage.linears]).float()
+            scale = search_scale(together, stats, options.bits, group_size).scale
+            stats = stats.scaled(scale)
+            fold(stage, scale)
+            if (source := source_name(stage)) in done:  # v_proj or up_proj, quantized a moment ago
+                weight, linear, error = done[source]
+                done[source] = weight.divide_rows(scale), linear, error
+        sample = stage.sample(ERROR_TOKENS)
+        for name, linear in zip(stage.full_names, stage.linears, strict=True):
+            wanted = linear.weight.float()
+            # Clipping q and k by their own errors does not help the attention scores, in which the two are multiplied.
+            clip = options.clip and not name.endswith(("q_proj", "k_proj"))
+            clipped = clip_weight(wanted, stats, options.bits, group_size) if clip else wanted
+            weight = rtn_quantize(clipped, options.bits, group_size)
+            dequantized = weight.dequantize()
+            done[name] = weight, linear, _error(sample, linear, dequantized)
+            linear.weight.copy_(dequantized)
+        if "mlp.down_proj" in stage.names:
+            for name, (weight, linear, error) in done.items():
+                yield name, _packed(weight, linear), error
+            done.clear()
+
+
+def _int8_dynamic(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
+    for stage in model_stages:
+        sample = stage.sample(ERROR_TOKENS)
+        for name, linear in zip(stage.full_names, stage.linears, strict=True):
+            module = DynamicQuantizedLinear.from_float(linear)
+            yield name, module, nmse(module(sample), linear(sample))
+
+
+def _int8_static(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
+    for stage in model_stages:
+        sample = stage.sample(ERROR_TOKENS)
+        for name, linear in zip(stage.full_names, stage.linears, strict=True):
+            module = StaticQuantizedLinear.from_float(linear)
+            for batch in stage.inputs:
+                module.observe(batch)
+            yield name, module, nmse(module(sample), linear(sample))
+
+
+METHODS: dict[str, Callable[[Iterable[Stage], MethodOptions], Iterator[Replacement]]] = {
+    "rtn": _rtn, "gptq": _gptq, "awq": _awq, "int8_dynamic": _int8_dynamic, "int8_static": _int8_static,
+}  # fmt: skip
+
+
+def _values_are_shared(stage: Stage) -> bool:
+    """Grouped-query attention: a row of v_proj feeds several channels of o_proj, which would need one scale each."""
+    attention = stage.layer.self_attn
+    return "self_attn.o_proj" in stage.names and attention.num_kv_heads != attention.num_heads
+
+
+def _packed(weight: QuantizedWeight, linear: nn.Linear) -> nn.Module:
+    """The module with the fastest kernel for this weight."""
+    if weight.bits == 4:
+        return Int4WeightLinear(weight, linear.bias)
+    if weight.bits == 8 and weight.scale.shape[1] == 1 and (weight.zero_point == 128).all():
+        signed = (weight.codes().to(torch.int16) - 128).to(torch.int8)
+        return Int8WeightLinear(signed, weight.scale.float().squeeze(1), linear.bias)
+    return QuantizedLinear(weight, linear.bias)
+
+
+def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> float:
+    """Error of the weights alone: inputs and bias are the same on both sides."""
+    return nmse(F.linear(sample, dequantized.to(sample.dtype)), F.linear(sample, linear.weight))
