@@ -1,9 +1,10 @@
 from .classifier import accuracy, compress_digits, confidence_interval, digits_gain, train_digits
 from .digits import Digits, cnn, load_digits, mlp, shift_images
 from .distiller import Distiller
-from .losses import FeatureLoss, distillation_loss, distribution_divergence, next_token_pairs, sequence_targets
+from .losses import FeatureLoss, distillation_loss, distribution_divergence
 from .measuring import CompressionTable, memory_bytes, stored_bytes
 from .pipeline import QUICK, compress_lm, small_student
+from .targets import next_token_pairs, sequence_targets
 
 __all__ = [
     "QUICK",

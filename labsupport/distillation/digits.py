@@ -1,4 +1,4 @@
-"""Handwritten digits, and networks small enough to train on them in a second: where distillation is tried first."""
+"""Handwritten digits, and networks small enough to train on them in a second: a first trial of distillation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 8  # an image is 8 by 8 pixels
 
 @dataclass(frozen=True)
 class Digits:
-    """Images as 64 numbers in 0..1 and the digit that each shows; no image is in two parts."""
+    """Images as 64 numbers in 0..1, and the digit that each shows; no image is in both parts."""
 
     train_x: Float[Tensor, "n 64"]
     train_y: Int64[Tensor, " n"]
@@ -33,7 +33,7 @@ class Digits:
 
 
 def load_digits(seed: int = 0, test_share: float = 0.4) -> Digits:
-    """scikit-learn's 1,797 digits, split at random but with all classes alike in both parts.
+    """scikit-learn's 1,797 digits, split at random, with the same share of each class in both parts.
 
     Raises:
         ValueError: ``test_share`` is not between 0 and 1.
@@ -81,7 +81,7 @@ def cnn(channels: int, hidden: int, seed: int = 0) -> nn.Sequential:
 
 
 def shift_images(images: Float[Tensor, "n 64"], seed: int) -> Float[Tensor, "n 64"]:
-    """Each image moved by at most one pixel in each direction: new images, which need no label where a teacher is."""
+    """Each image shifted by at most one pixel in each direction: new images, which need no label with a teacher."""
     generator = torch.Generator().manual_seed(seed)
     padded = nn.functional.pad(images.view(-1, SIDE, SIDE), (1, 1, 1, 1))
     windows = padded.unfold(1, SIDE, 1).unfold(2, SIDE, 1)  # [n, 3, 3, 8, 8]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache import PagedBatch, PagedKVCache
 from labsupport.kvcache.grouped import visible
 
 
@@ -54,7 +54,7 @@ class PackedBatch:
             raise ValueError("decodes and chunks must not both be empty")
         self.cache, self.num_layers = cache, cache.num_layers
         self._decodes, self._chunks = [seq_id for seq_id, _ in decodes], [(each, len(new)) for each, new in chunks]
-        self._parts = [cache.batch([seq_id for seq_id, _ in part]) for part in parts]
+        self._parts = [PagedBatch(cache, [seq_id for seq_id, _ in part]) for part in parts]
         fed = [batch.feed([tokens for _, tokens in part]) for batch, part in zip(self._parts, parts, strict=True)]
         self._shapes = [tokens.shape for tokens in fed]
         self.tokens: Int64[Tensor, "1 tokens"] = torch.cat([tokens.flatten() for tokens in fed])[None]

@@ -8,6 +8,7 @@ waiting -> running -> finished          reasons to finish: "stop", "length", "ab
 
 from __future__ import annotations
 
+import operator
 import random
 import time
 from collections.abc import Hashable, Sequence
@@ -168,3 +169,32 @@ class Request:
             self.request_id, self.prompt_token_ids, self.text, self.output_token_ids.copy(), self.finish_reason,
             None if self.params.logprobs is None else self.logprobs.copy(), self.num_cached_tokens, self.times,
         )  # fmt: skip
+
+
+def token_list(prompt: Sequence[int]) -> list[int]:
+    """
+    Raises:
+        ValueError: something in it is no integer.
+    """
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        raise ValueError(f"prompt must be a string or token ids; got {prompt!r:.60}") from None
+
+
+def check_prompt(token_ids: list[int], params: SamplingParams, vocab_size: int, max_model_len: int) -> None:
+    """
+    Raises:
+        ValueError: the prompt is empty, holds a token outside of the vocabulary, or is too long with what is to follow.
+    """
+    if not token_ids:
+        raise ValueError("prompt must hold at least one token; got none")
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        raise ValueError(
+            f"prompt must hold tokens of 0..{vocab_size - 1}; got values from {min(token_ids)} to {max(token_ids)}"
+        )
+    if len(token_ids) + params.max_tokens > max_model_len:
+        raise ValueError(
+            f"prompt and max_tokens must together be at most max_model_len = {max_model_len} tokens; "
+            f"got {len(token_ids)} and {params.max_tokens}"
+        )

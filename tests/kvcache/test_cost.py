@@ -11,20 +11,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from labsupport.kvcache.cost import (
-    PRESETS,
     Cost,
-    DecoderConfig,
     Machine,
     decode_seconds,
     forward_cost,
     generation_cost,
     generation_seconds,
-    kv_bytes_per_token,
-    kv_cache_bytes,
     measure_machine,
     next_token_cost,
-    parameters,
     roofline,
+)
+from labsupport.kvcache.sizes import (
+    PRESETS,
+    DecoderConfig,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    parameters,
     sequences_that_fit,
     weight_bytes,
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labsupport.inference.fast.merged import merge
 from labsupport.inference.packed import Chunk, PackedBatch
-from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
+from labsupport.kvcache import QuantizedPagedKVCache
 from labsupport.lm import Llama
 from labsupport.quantization.fast.kernels import has_numba
 from labsupport.quantization.linear import IntegerLinear
@@ -97,8 +97,7 @@ class _Attention:
     def __call__(
         self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
     ) -> Float[Tensor, "tokens num_heads*head_dim"]:
-        blocks = self.cache.blocks[layer_index]
-        keys, values = blocks.numpy()
+        keys, values = self.cache.blocks[layer_index].numpy()
         rows = qkv.numpy()
         rotate_and_store(rows, self.cos, self.sin, self.slots, self.num_heads, keys, values)
         context = torch.empty(len(qkv), self.width)
@@ -106,7 +105,7 @@ class _Attention:
             arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
-            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)
+            key, value = self.cache.read_blocks(layer_index, chunk.table)
             self._attend_chunk(chunk, qkv[:, : self.width], key, value, context)
         return context
 
@@ -160,7 +159,7 @@ class _Int8Attention(_Attention):
             arrays = (query.numpy(), keys, values, key_scales, value_scales, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
-            key, value = (cache._dequantized(which, layer_index, chunk.table) for which in range(2))
+            key, value = cache.read_blocks(layer_index, chunk.table)
             self._attend_chunk(chunk, query, key, value, context)
         turn(context.numpy().reshape(-1, head_dim), piece)
         return context
