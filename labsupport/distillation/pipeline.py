@@ -29,7 +29,7 @@ from labsupport.quantization import quantize_model
 
 Pruning = Literal["neurons", "magnitude", "wanda", "sparsegpt"]
 
-# For `compress_lm(**QUICK)`: seconds instead of minutes. It fills every row, but does not show how good a student can get.
+# For `compress_lm(**QUICK)`: seconds instead of minutes; it fills all rows, but no student gets as good as it could.
 QUICK: dict[str, Any] = {"steps": 30, "recovery_steps": 10, "evaluation_windows": 8, "repeats": 5}
 
 

@@ -1,4 +1,4 @@
-from .arrivals import SimRequest, poisson_requests, requests_at_once, trace_requests
+from .arrivals import SimRequest, poisson_requests, requests_at_once
 from .detokenize import Detokenizer, TextStream
 from .engine import LLMEngine
 from .memory import block_bytes, blocks_that_fit
@@ -39,5 +39,4 @@ __all__ = [
     "requests_at_once",
     "sample_tokens",
     "token_logprobs",
-    "trace_requests",
 ]

@@ -54,17 +54,3 @@ def poisson_requests(
     prompts = generator.integers(*prompt_tokens, size=num_requests, endpoint=True)
     outputs = generator.integers(*output_tokens, size=num_requests, endpoint=True)
     return [SimRequest(float(a), int(p), int(o)) for a, p, o in zip(arrivals, prompts, outputs, strict=True)]
-
-
-def trace_requests(rows: Iterable[tuple[float, int, int]], speed: float = 1.0) -> list[SimRequest]:
-    """Requests from a log of (arrival in seconds, prompt tokens, output tokens), replayed ``speed`` times as fast.
-
-    The first arrival becomes time 0, so a log may hold Unix times.
-
-    Raises:
-        ValueError: ``speed`` is not positive.
-    """
-    if speed <= 0:
-        raise ValueError(f"speed must be positive, got {speed}")
-    log = sorted(rows, key=lambda row: row[0])
-    return [SimRequest((arrival - log[0][0]) / speed, prompt, output) for arrival, prompt, output in log]

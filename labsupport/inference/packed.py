@@ -1,8 +1,8 @@
 """All tokens of a step in one row, decodes and prompt chunks alike: nothing is padded.
 
 Selective batching (Orca: Yu et al., OSDI 2022, section 3.2): embedding, norms, projections and MLP treat every token
-alike, so they see [1, tokens] and read each weight once a step. Only attention must know whose token is whose; there
-the row is cut up into the sequences that decode, one token each and together, and each chunk by itself.
+alike, so they see [1, tokens] and read each weight once a step. Only attention must know which token belongs to which
+sequence: there, the row is split into the sequences that decode, one token each and all together, and each chunk alone.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from labsupport.kvcache.grouped import visible
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start .. end of the row, the last ones of a sequence that then has ``length`` tokens."""
+    """Tokens start .. end of the row: the last ones of a sequence that has ``length`` tokens with them."""
 
     start: int
     end: int
     length: int
     table: Int64[Tensor, " blocks"]
-    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, causal says it all
+    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, and is_causal is enough
 
 
 class PackedBatch:
     """A `labsupport.lm.Cache` for one pass: ``model(batch.tokens, batch)``.
 
     Args:
-        decodes: id and token of the sequences that bring one token; they come first in ``tokens``.
-        chunks: id and tokens of the others, in order.
+        decodes: id and token of the sequences that decode; they come first in ``tokens``.
+        chunks: id and tokens of the other sequences, in order.
 
     Raises:
-        ValueError: there is neither, or an id twice or unknown.
+        ValueError: there is neither of the two, or an id occurs twice or is unknown.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class PackedBatch:
         for part, shape in zip(self._parts, self._shapes, strict=True):
             part.advance(shape[1])
 
-    # What fused.py needs to know, once `positions` has taken the blocks
+    # For fast/fused.py, once `positions` has taken the blocks
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """[decodes]: tokens that each has with its new one."""
+        """[decodes]: the length of each sequence, its new token included."""
         return np.array([self.cache.length(seq_id) + 1 for seq_id in self._decodes], np.int64)
 
     @cached_property
     def tables(self) -> np.ndarray:
-        """[decodes, blocks]: the block tables, filled up with zeros."""
+        """[decodes, blocks]: the block tables, padded with zeros."""
         tables = [self.cache.block_table(seq_id) for seq_id in self._decodes]
         longest = max(map(len, tables), default=0)
         return np.array([[*table, *[0] * (longest - len(table))] for table in tables], np.int64)

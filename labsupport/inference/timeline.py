@@ -30,10 +30,6 @@ class RequestResult:
     completed: float = float("nan")  # when the slot is free again; static batching answers when its batch is done
 
     @property
-    def queueing(self) -> float:
-        return self.admitted - self.request.arrival
-
-    @property
     def ttft(self) -> float:
         """Time to first token. Static batching gets credit for tokens that are computed but not sent yet."""
         return self.token_times[0] - self.request.arrival

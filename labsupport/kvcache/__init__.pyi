@@ -20,7 +20,7 @@ from .gqa import GroupedQueryAttention
 from .grouped import CacheFull, grouped_attention
 from .paged import PagedKVCache
 from .quantized import QuantizedKVCache, QuantizedPagedKVCache
-from .sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, sequences_that_fit, weight_bytes
+from .sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, weight_bytes
 from .tables import BlockTables
 
 __all__ = [
@@ -58,7 +58,6 @@ __all__ = [
     "prefill",
     "random_batches",
     "roofline",
-    "sequences_that_fit",
     "to_grouped",
     "uptrain",
     "weight_bytes",

@@ -47,27 +47,6 @@ def weight_bytes(config: LlamaConfig, bytes_per_weight: float = 2) -> int:
     return exact_bytes(sum(parameters(config).values()), "bytes_per_weight", bytes_per_weight)
 
 
-def sequences_that_fit(
-    memory_bytes: int,
-    config: LlamaConfig,
-    seq_len: int,
-    bytes_per_weight: float = 2,
-    bytes_per_kv: float = 2,
-    reserved_bytes: int = 0,
-) -> int:
-    """How many sequences of seq_len tokens a device holds beside the weights; 0 if not even one fits.
-
-    reserved_bytes: for activations, the allocator and the driver.
-    """
-    assert config.head_dim is not None
-    free = count_at_least("memory_bytes", memory_bytes, 0) - weight_bytes(config, bytes_per_weight)
-    free -= count_at_least("reserved_bytes", reserved_bytes, 0)
-    one = kv_cache_bytes(
-        1, count_at_least("seq_len", seq_len), config.num_layers, config.num_kv_heads, config.head_dim, bytes_per_kv
-    )
-    return max(0, free // one)
-
-
 # Models ---------------------------------------------------------------------------------------------------------------
 
 

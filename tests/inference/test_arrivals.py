@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labsupport.inference.arrivals import SimRequest, poisson_requests, trace_requests
+from labsupport.inference.arrivals import SimRequest, poisson_requests
 
 
 def test_poisson_arrivals():
@@ -20,14 +20,6 @@ def test_poisson_arrivals():
     assert [r.arrival for r in slower] == pytest.approx([2 * r.arrival for r in requests])
 
 
-def test_a_trace_is_sorted_shifted_and_played_faster():
-    assert trace_requests([(1700000010.0, 5, 2), (1700000000.0, 3, 4)], speed=5) == [
-        SimRequest(0.0, 3, 4),
-        SimRequest(2.0, 5, 2),
-    ]
-    assert trace_requests([]) == []
-
-
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -38,7 +30,6 @@ def test_a_trace_is_sorted_shifted_and_played_faster():
         (lambda: poisson_requests(0, 5), "rate must be"),
         (lambda: poisson_requests(1, 0), "num_requests must be"),
         (lambda: poisson_requests(1, 5, output_tokens=(9, 8)), "output_tokens must be"),
-        (lambda: trace_requests([], speed=0), "speed must be"),
     ],
 )
 def test_bad_input_is_named(function, message):

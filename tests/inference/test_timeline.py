@@ -21,6 +21,6 @@ def test_measures_of_a_small_example():
     assert [step.start for step in outcome.steps] == [2, 3, 4]  # idle until second 2
     assert outcome.makespan == 3 and outcome.throughput == 4 / 3 and outcome.utilization == 4 / 6
     late = outcome.results[1]
-    assert (late.queueing, late.ttft, late.latency) == (0.5, 1.5, 1.5) and late.inter_token.tolist() == []
+    assert (late.admitted, late.ttft, late.latency) == (3, 1.5, 1.5) and late.inter_token.tolist() == []
     assert outcome.results[0].inter_token.tolist() == [1, 1] and outcome.longest_gap == 1
     assert outcome.summary()["mean_ttft"] == 1.25
