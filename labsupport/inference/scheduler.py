@@ -147,7 +147,7 @@ class Scheduler:
         for request in reading:  # chunks of prompts, out of what is left of the budget
             self._continue(request, plan)
 
-        while plan.budget and not plan.preempted and self._admit():  # new requests, unless somebody had to make room
+        while plan.budget and not plan.preempted and self._admit():  # new requests, unless one was preempted
             self._continue(self.running[-1], plan)
         return plan
 
@@ -180,8 +180,8 @@ class Scheduler:
         assert arrivals == sorted(arrivals), f"requests are out of order: {arrivals}"
         assert all(each.status is RequestStatus.RUNNING for each in self.running)
         assert all(each.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for each in self.waiting)
-        assert len(self.running) <= self.max_num_seqs, "too many requests run"
-        assert set(self.cache.sequences) == {each.request_id for each in self.running}, "who runs and who holds differ"
+        assert len(self.running) <= self.max_num_seqs, "too many requests are running"
+        assert set(self.cache.sequences) == {each.request_id for each in self.running}, "others hold blocks than run"
         for each in self.running:
             held = self.cache.length(each.request_id)
             assert held < each.num_tokens, f"request {each.request_id!r} has nothing left to compute"
@@ -211,7 +211,7 @@ class Scheduler:
         self.cache.free(request.request_id)
         self.running.remove(request)
         request.move_to(RequestStatus.PREEMPTED)
-        self.waiting.appendleft(request)  # it arrived before all who wait, and after all who run
+        self.waiting.appendleft(request)  # it arrived before all that wait, and after all that run
         self.num_preemptions += 1
         plan.preempted.append(request)
         plan.withdraw(request)
