@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -26,8 +28,8 @@ def test_every_step_has_a_rate_above_zero(steps: int, warmup: int, early: int) -
 
 def test_each_group_keeps_its_own_peak() -> None:
     weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
-    optimizers = [torch.optim.SGD([{"params": weights[:1], "lr": 8.0}, {"params": weights[1:2]}], lr=1.0)]
-    optimizers.append(torch.optim.SGD(weights[2:], lr=0.5))
+    groups: list[dict[str, Any]] = [{"params": weights[:1], "lr": 8.0}, {"params": weights[1:2]}]
+    optimizers = [torch.optim.SGD(groups, lr=1.0), torch.optim.SGD(weights[2:], lr=0.5)]
     for share in (0.5, 1.0, 0.25):
         set_rates(optimizers, share)
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
