@@ -1,4 +1,4 @@
-"""Several processes that train one model: who is who, and what they exchange besides gradients."""
+"""Several processes that train one model: their ranks, and what they exchange besides gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workloads for the simulator: who comes when, with how long a prompt, and wants how many tokens."""
+"""Workloads for the simulator: when requests arrive, and how long their prompts and outputs are."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class RequestOutput:
         text: without the stop string or end-of-text token that ended it, and without incomplete characters.
         token_ids: all new tokens, including the one that ended the text.
         finish_reason: None while it continues, "stop" (end of text, stop string or token), "length" or "abort".
-        logprobs: for each new token, token id -> log-probability; None if not asked for.
+        logprobs: for each new token, token id -> log-probability; None if not requested.
         num_cached_tokens: tokens of the prompt that were found in the cache, and not computed.
     """
 

@@ -1,4 +1,4 @@
-"""Who computes what in the next step: continuous batching under a budget of tokens and blocks.
+"""What is computed in the next step: continuous batching under a budget of tokens and blocks.
 
 Iteration-level scheduling (Orca: Yu et al., OSDI 2022), with prompts read in chunks beside the decoding of others
 (Sarathi-Serve: Agrawal et al. 2024, arXiv 2403.02310) and preemption by recomputation (vLLM: Kwon et al. 2023, arXiv
@@ -76,7 +76,7 @@ class Scheduler:
 
     Args:
         cache: a `PagedKVCache`, of which only the block tables matter here.
-        max_num_seqs: requests that hold blocks at a time.
+        max_num_seqs: requests that run, and hold blocks, at the same time.
         max_num_batched_tokens: tokens in a step, at least ``max_num_seqs`` so that all can decode.
 
     Raises:

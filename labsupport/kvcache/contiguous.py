@@ -168,7 +168,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Step:
-    """What is the same for all layers of one pass: where new tokens go and who sees what."""
+    """What is the same for all layers of one pass: where new tokens go, and what each query may see."""
 
     positions: Int64[Tensor, "batch time"]
     ends: list[int]  # lengths after the pass

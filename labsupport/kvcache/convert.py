@@ -58,7 +58,7 @@ def expand_kv_heads(model: Llama, num_kv_heads: int) -> Llama:
     """The inverse: repeat key-value heads. The new model computes the same function; it is GQA stored as MHA.
 
     Raises:
-        ValueError: ``num_kv_heads`` is no multiple of those there are, or does not divide ``num_heads``.
+        ValueError: ``num_kv_heads`` is not a multiple of the present number, or does not divide ``num_heads``.
     """
     old, num_heads = model.config.num_kv_heads, model.config.num_heads
     if num_kv_heads < 1 or num_kv_heads % old or num_heads % num_kv_heads:

@@ -44,7 +44,7 @@ def next_token(text: Sequence[int]) -> int:
 
 
 def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
-    """The step that an engine would do: who finished. The next token is worked out from what the cache holds."""
+    """The step of an engine. Returns the finished requests. The next token follows from the contents of the cache."""
     cache, entries = scheduler.cache, plan.scheduled
     texts = [each.request.token_ids for each in entries]
     batch = PagedBatch(cache, [each.request.request_id for each in entries])
@@ -70,7 +70,7 @@ def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
 
 
 def check_plan(scheduler: Scheduler, plan: Plan) -> None:
-    assert plan.scheduled, "a step that does nothing: the others would wait for ever"
+    assert plan.scheduled, "a step that does nothing: the others would wait forever"
     assert plan.num_tokens <= scheduler.max_num_batched_tokens
     ids = [each.request.request_id for each in plan.scheduled]
     assert len(set(ids)) == len(ids), "a request twice in a step"
@@ -288,7 +288,7 @@ def test_finish_releases_wherever_the_request_stands() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="max_num_seqs must be at least 1; got 0"):
-        make(seqs=0)  # an engine that admits nobody would loop for ever
+        make(seqs=0)  # an engine that admits nobody would loop forever
     with pytest.raises(ValueError, match="max_num_batched_tokens"):
         make(seqs=4, budget=3)
     scheduler = make(num_blocks=2, block_size=4)

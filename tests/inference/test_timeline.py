@@ -1,4 +1,4 @@
-"""What is read off a simulation, on examples small enough to count by hand."""
+"""Measures of a simulation, on examples small enough to count by hand."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_tokens_of_unknown_text_are_not_found_by_others() -> None:
     tables = BlockTables(8, 2)
     tables.add_sequence("a")
     tables.reserve(["a"], [2])
-    tables.commit("a", 2)  # nobody says what the tokens are: what follows cannot be hashed either
+    tables.commit("a", 2)  # the tokens are not given: what follows cannot be hashed either
     grow(tables, "a", [3, 4])
     assert tables.add_sequence("b", [3, 4, 5]) == 0
     assert tables.sequences["a"].tokens == []
