@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 
 from labsupport.kvcache import KVCache, PagedBatch, PagedKVCache, QuantizedKVCache, WithFreshCache, generate
-from labsupport.kvcache.cost import generation_seconds, measure_machine, weight_bytes
+from labsupport.kvcache.cost import generation_seconds, measure_machine
+from labsupport.kvcache.sizes import weight_bytes
 from labsupport.lm import LanguageModel, Llama, LlamaConfig, corpus, is_cached, load_lm, perplexity
 from labsupport.lm import generate as generate_uncached
 from labsupport.timing import median_milliseconds
@@ -192,7 +193,7 @@ def scattered(cache: PagedKVCache, lengths: list[int]) -> PagedBatch:
             cache.append(row, new, new)
     cache.blocks.normal_()
     assert [cache.length(row) for row in range(len(lengths))] == lengths
-    return cache.batch(range(len(lengths)))
+    return PagedBatch(cache, range(len(lengths)))
 
 
 def quality(lm: LanguageModel, window: int, windows: int = 4) -> list[dict[str, object]]:

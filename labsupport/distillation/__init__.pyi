@@ -1,9 +1,10 @@
 from .classifier import accuracy, compress_digits, confidence_interval, digits_gain, train_digits
-from .digits import Digits, cnn, load_digits, mlp, shift_images
+from .digits import Digits, load_digits, mlp
 from .distiller import Distiller
-from .losses import FeatureLoss, distillation_loss, distribution_divergence, next_token_pairs, sequence_targets
+from .losses import FeatureLoss, distillation_loss, distribution_divergence
 from .measuring import CompressionTable, memory_bytes, stored_bytes
 from .pipeline import QUICK, compress_lm, small_student
+from .targets import next_token_pairs, sequence_targets
 
 __all__ = [
     "QUICK",
@@ -12,7 +13,6 @@ __all__ = [
     "Distiller",
     "FeatureLoss",
     "accuracy",
-    "cnn",
     "compress_digits",
     "compress_lm",
     "confidence_interval",
@@ -24,7 +24,6 @@ __all__ = [
     "mlp",
     "next_token_pairs",
     "sequence_targets",
-    "shift_images",
     "small_student",
     "stored_bytes",
     "train_digits",

@@ -1,4 +1,4 @@
-"""Distillation and the whole chain of compressions on handwritten digits, where each takes seconds."""
+"""Distillation and the whole chain of compressions on handwritten digits, in seconds."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def compress_digits(
     seed: int = 0,
     progress: bool = False,
 ) -> CompressionTable:
-    """The same chain for handwritten digits, in seconds: hidden neurons pruned, weights rounded to nearest with one
-    scale a row; "accuracy" is that of images that no training saw.
+    """The chain of `compress_lm` for handwritten digits: hidden neurons are pruned, weights rounded to nearest with one
+    scale a row; "accuracy" is measured on images that no training saw.
 
     num_images: how many images, with their labels, the students see (None: all); the teacher sees all of them, as in
         `digits_gain`.
@@ -57,7 +57,7 @@ def compress_digits(
     start = mlp(student_sizes, seed)
     alone, distilled = train(copy.deepcopy(start), None, steps), train(copy.deepcopy(start), teacher, steps)
     alone_pruned, distilled_pruned = shrink(alone, None), shrink(distilled, teacher)
-    whole = train(copy.deepcopy(distilled), teacher, recovery_steps)  # trained for as long as the pruned one
+    whole = train(copy.deepcopy(distilled), teacher, recovery_steps)  # trained as long as the pruned one
     product = quantize_linears(distilled_pruned, bits)
     packed = f"{bits}-bit rtn"
     models: dict[str, tuple[nn.Module, str]] = {
@@ -90,14 +90,14 @@ def digits_gain(
     alpha: float = 0.5,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Test accuracy of the teacher, of the student alone and distilled, and the "gain" of the latter: a row a seed.
+    """Test accuracy of the teacher, of the student alone and distilled, and the "gain" of the latter: one row a seed.
 
-    A seed draws the split of the images, the teacher and the student. Both students have the same start, the same
-    images and labels in the same order, and the same number of steps: only the loss differs.
+    A seed determines the split of the images, the teacher and the student. Both students have the same initial weights,
+    the same images and labels in the same order, and the same number of steps: only the loss differs.
 
     num_images, teacher_images: how many of the 1,078 training images students and teacher see, labels included (None:
-        all). The default is the setting of Hinton et al., section 6: the teacher has seen all of them, and what it says
-        of a few carries to the student what these few do not show. Where both see all, there is little left to carry.
+        all). The default is the setting of Hinton et al., section 6: the teacher has seen all images, and its outputs
+        on a few of them tell the student what these few alone do not show. If both see all, little is left to tell.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Handwritten digits, and networks small enough to train on them in a second: where distillation is tried first."""
+"""Handwritten digits, and networks small enough to train on them in a second: a first trial of distillation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 8  # an image is 8 by 8 pixels
 
 @dataclass(frozen=True)
 class Digits:
-    """Images as 64 numbers in 0..1 and the digit that each shows; no image is in two parts."""
+    """Images as 64 numbers in 0..1, and the digit that each shows; no image is in both parts."""
 
     train_x: Float[Tensor, "n 64"]
     train_y: Int64[Tensor, " n"]
@@ -33,7 +33,7 @@ class Digits:
 
 
 def load_digits(seed: int = 0, test_share: float = 0.4) -> Digits:
-    """scikit-learn's 1,797 digits, split at random but with all classes alike in both parts.
+    """scikit-learn's 1,797 digits, split at random, with the same share of each class in both parts.
 
     Raises:
         ValueError: ``test_share`` is not between 0 and 1.
@@ -59,31 +59,3 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
         for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
-
-
-def cnn(channels: int, hidden: int, seed: int = 0) -> nn.Sequential:
-    """Two convolutions with batch norm and ReLU, then two linear layers; takes the same [batch, 64] as `mlp`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Unflatten(1, (1, SIDE, SIDE)),
-            nn.Conv2d(1, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 3, padding=1, stride=2),
-            nn.BatchNorm2d(2 * channels),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(2 * channels * (SIDE // 2) ** 2, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, NUM_CLASSES),
-        )
-
-
-def shift_images(images: Float[Tensor, "n 64"], seed: int) -> Float[Tensor, "n 64"]:
-    """Each image moved by at most one pixel in each direction: new images, which need no label where a teacher is."""
-    generator = torch.Generator().manual_seed(seed)
-    padded = nn.functional.pad(images.view(-1, SIDE, SIDE), (1, 1, 1, 1))
-    windows = padded.unfold(1, SIDE, 1).unfold(2, SIDE, 1)  # [n, 3, 3, 8, 8]
-    rows, columns = torch.randint(3, (2, len(images)), generator=generator)
-    return windows[torch.arange(len(images)), rows, columns].flatten(1)

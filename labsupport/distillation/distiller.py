@@ -1,14 +1,14 @@
-"""`Distiller`: trains a student on what a teacher says, on one process or several, and survives being interrupted.
+"""`Distiller`: trains a student on a teacher's outputs, in one process or several, and survives interruptions.
 
-Classifiers and language models are the same to it: ``inputs`` [n, ...] go in, ``labels`` [n] or [n, time] belong to the
-logits that come out (`next_token_pairs` makes such pairs of text).
+Classifiers and language models are treated alike: ``inputs`` [n, ...] go in, ``labels`` [n] or [n, time] belong to the
+logits that come out (`next_token_pairs` makes such pairs from text).
 
     distiller = Distiller(student, teacher, temperature=2.0, alpha=0.5)
     distiller.train((inputs, labels), steps=500, checkpoint="student.checkpoint.pt")
     distiller.evaluate(held_out)
 
-A script with these lines runs as it is under ``torchrun --nproc-per-node 2 script.py``: every process then takes its
-part of each batch, gradients are averaged (DistributedDataParallel; NCCL on GPUs, else gloo), and only rank 0 writes.
+A script with these lines also runs under ``torchrun --nproc-per-node 2 script.py``: each process takes its part of each
+batch, gradients are averaged (DistributedDataParallel; NCCL on GPUs, else gloo), and only rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -19,49 +19,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from labsupport.distillation.losses import (
-    IGNORE_INDEX,
-    Divergence,
-    FeatureLoss,
-    at_least_float32,
-    distribution_divergence,
-)
-from labsupport.distillation.objective import Objective, StudentObjective, check_settings, model_logits
-from labsupport.distillation.training import (
-    batch_rows,
-    captured,
-    fingerprint,
-    join_processes,
-    rate_share,
-    save_atomically,
-    seeded,
-)
+from labsupport.distillation.batches import batch_rows, seeded
+from labsupport.distillation.checkpoint import History, fingerprint, resume, save_checkpoint
+from labsupport.distillation.evaluation import evaluate
+from labsupport.distillation.losses import IGNORE_INDEX, Divergence, FeatureLoss
+from labsupport.distillation.objective import Objective, StudentObjective, captured, check_settings, model_logits
+from labsupport.distillation.processes import join_processes, share_buffers, sum_over_processes
+from labsupport.lm.schedule import rate_share, set_rates
+from labsupport.progress import progress_bar
 
 Data = tuple[Tensor, Tensor]  # inputs [n, ...] and labels [n, ...] (-100: does not count)
 MakeOptimizers = Callable[[Any], list[torch.optim.Optimizer]]
-History = list[dict[str, float]]
 
 
 class Distiller:
-    """Trains ``student`` in place. ``teacher`` is frozen: eval mode, no gradients, never changed.
+    """Trains ``student`` in place. ``teacher`` is frozen: in eval mode, without gradients, never changed.
 
-    objective: what the soft term, weighed by ``alpha`` beside the cross-entropy with the labels, consists of:
-        "logits" T² · divergence (`distillation_loss`), "features" the sum of a `FeatureLoss` for each pair of
-        ``feature_layers``, or "mixed", the former plus ``feature_weight`` times the latter.
+    objective: the soft term, which ``alpha`` weighs against the cross-entropy with the labels. "logits":
+        T² · divergence (`distillation_loss`); "features": the sum of a `FeatureLoss` for each pair of
+        ``feature_layers``; "mixed": the former plus ``feature_weight`` times the latter.
     feature_layers: pairs of module names, (student's, teacher's), such as ("layers.1", "layers.3").
     teacher: None with ``alpha=0`` is the honest baseline: the same training without a teacher.
     make_optimizers: from the student, optimizers for all of its parameters (default: AdamW). Their rates are taken as
-        peak rates: ``warmup`` steps up to them, then linearly down to zero.
-    device: default is the student's; under torchrun with GPUs, this process's GPU.
+        peak rates: a warm-up of ``warmup`` steps, then a linear decay to zero.
+    device: None: the student's; under torchrun with GPUs, this process's GPU.
 
     Raises:
-        ValueError: an unknown objective or divergence, a number outside of its range, no such feature layer, or a
-            student that shares parameters with its teacher.
+        ValueError: an unknown objective or divergence, a number outside its range, a feature layer that does not exist,
+            or a student that shares parameters with its teacher.
     """
 
     def __init__(
@@ -106,7 +94,7 @@ class Distiller:
 
     @property
     def projections(self) -> list[FeatureLoss]:
-        """Those of the feature loss, one a pair of layers; made when training begins."""
+        """The projections of the feature loss, one for each pair of layers; made when training begins."""
         return [] if self._objective is None else list(self._objective.projections)  # type: ignore[arg-type]
 
     def train(
@@ -121,17 +109,17 @@ class Distiller:
         after_step: Callable[[nn.Module], None] | None = None,
         progress: bool = True,
     ) -> History:
-        """``steps`` batches; the student is left in eval mode. Returns, for each step, its loss and what was evaluated.
+        """Train on ``steps`` batches; the student is left in eval mode. Returns the loss of each step, and evaluations.
 
-        Batches follow from the seed and the step alone. Where ``checkpoint`` exists, a run with the same settings goes
-        on from it and ends with the same weights, bit for bit, as one that was never interrupted. It is removed at the
+        Batches follow from the seed and the step alone. If ``checkpoint`` exists, a run with the same settings resumes
+        from it, and ends with the same weights, bit for bit, as one that was never interrupted. It is removed at the
         end.
 
-        evaluate_every: steps between evaluations on ``held_out`` (default: only after the last).
-        after_step: called with the student after each update: to set pruned weights to zero again, for instance.
+        evaluate_every: steps between evaluations on ``held_out`` (None: only after the last step).
+        after_step: called with the student after each update, for instance to set pruned weights to zero again.
 
         Raises:
-            ValueError: data that does not fit together, numbers below 1, or a checkpoint of another run.
+            ValueError: inputs and labels do not fit, a number is below 1, or the checkpoint is of another run.
         """
         _check_data("data", data)
         for name, value in (
@@ -148,16 +136,17 @@ class Distiller:
             "teacher": None if self.teacher is None else fingerprint(self.teacher.state_dict().values()),
         }  # fmt: skip
         path = None if checkpoint is None else Path(checkpoint)
-        self.history = []
-        start = self._resume(path, identity, objective, optimizers)
+        self.history = [] if path is None else resume(path, identity, objective, optimizers, self.rank)
+        start = len(self.history)
         model: nn.Module = objective
         if self.world_size > 1:
-            # nothing of the head is used where only inner features are learned
+            # where only inner features are learned, the head gets no gradient
             unused = self.settings["objective"] == "features" and self.settings["alpha"] == 1
             devices = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(objective, device_ids=devices, find_unused_parameters=unused)
 
-        bar = _progress_bar(start, steps, self.settings["alpha"], enabled=progress and self.rank == 0)
+        what = "distilling" if self.settings["alpha"] > 0 else "training"
+        bar = progress_bar(range(start, steps), what, "step", progress and self.rank == 0, total=steps, done=start)
         for step in bar:
             self.student.train()
             record = {"step": step + 1.0, "loss": self._update(model, optimizers, data, step, steps)}
@@ -169,64 +158,46 @@ class Distiller:
             self.history.append(record)
             bar.set_postfix(loss=f"{record['loss']:.3f}")
             if path is not None and (step + 1) % checkpoint_every == 0 and not last and self.rank == 0:
-                self._save(path, identity, objective, optimizers)
+                save_checkpoint(path, identity, self.history, objective, optimizers)
         if path is not None and self.rank == 0:
             path.unlink(missing_ok=True)
-        self._share_buffers()
+        share_buffers(self.student)
         self.student.eval()
         return self.history
 
-    @torch.no_grad()
     def evaluate(self, data: Data, batch_size: int | None = None) -> dict[str, float]:
-        """On data that was not trained on: "loss" (cross-entropy with the labels, nats) and "accuracy"; with a teacher
-        also "divergence", KL(teacher || student) at temperature 1, and "agreement", the share of equal choices."""
+        """On data that was not trained on: "loss" (cross-entropy with the labels, in nats) and "accuracy"; with a
+        teacher also "divergence", KL(teacher || student) at temperature 1, and "agreement", the share of equal
+        choices."""
         _check_data("data", data)
-        was_training = self.student.training
-        self.student.eval()
-        self._share_buffers()
-        totals = torch.zeros(5, dtype=torch.float64)
-        mine = torch.arange(len(data[0])).tensor_split(self.world_size)[self.rank]
-        for rows in mine.split(batch_size or self.settings["batch_size"]):
-            inputs, labels = data[0][rows].to(self.device), data[1][rows].to(self.device)
-            counts = labels != IGNORE_INDEX
-            logits, labels = at_least_float32(model_logits(self.student(inputs))[counts]), labels[counts]
-            choice = logits.argmax(-1)
-            sums = [F.cross_entropy(logits, labels, reduction="sum"), (choice == labels).sum(), counts.sum()]
-            if self.teacher is not None:
-                teacher_logits = at_least_float32(model_logits(self.teacher(inputs))[counts])
-                sums += [
-                    distribution_divergence(logits, teacher_logits).sum(),
-                    (choice == teacher_logits.argmax(-1)).sum(),
-                ]
-            totals[: len(sums)] += torch.stack([each.double().cpu() for each in sums])
-        self.student.train(was_training)
-        loss, accuracy, count, divergence, agreement = self._sum_over_processes(totals).tolist()
-        sums_by_name = {"loss": loss, "accuracy": accuracy}
-        if self.teacher is not None:
-            sums_by_name |= {"divergence": divergence, "agreement": agreement}
-        return {name: value / max(1.0, count) for name, value in sums_by_name.items()}
+        share_buffers(self.student)
+        rows = torch.arange(len(data[0])).tensor_split(self.world_size)[self.rank]
+        size = batch_size or self.settings["batch_size"]
+        return evaluate(self.student, self.teacher, data, rows, size, self.device)
 
     def _update(
         self, model: nn.Module, optimizers: list[torch.optim.Optimizer], data: Data, step: int, steps: int
     ) -> float:
-        """One step of all optimizers; the loss of the whole batch."""
+        """One step of all optimizers. Returns the loss of the whole batch."""
         rows = batch_rows(len(data[0]), self.settings["batch_size"], self.settings["seed"], step)
         count = max(1, int((data[1][rows] != IGNORE_INDEX).sum()))  # of all processes: rows may differ in length
         mine = rows.tensor_split(self.world_size)[self.rank]
         inputs, labels = data[0][mine].to(self.device), data[1][mine].to(self.device)
         teacher_logits, features = self._ask_teacher(inputs)
-        with seeded(self.settings["seed"], step, self.rank, self.device):  # dropout of a resumed run is the same
+        with seeded(
+            self.settings["seed"], step, self.rank, self.device
+        ):  # so that dropout is the same in a resumed run
             loss = model(inputs, labels, teacher_logits, features) / count
-        (loss * self.world_size).backward()  # DistributedDataParallel takes the mean of what is to be a sum
+        (loss * self.world_size).backward()  # DistributedDataParallel averages, but the gradients are to be summed
         nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
+        warmup = self.settings["warmup"]
+        set_rates(
+            optimizers, rate_share(step, steps, warmup + 1, decay_from=warmup)
+        )  # the peak comes after `warmup` steps
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("peak_lr", group["lr"]) * rate_share(
-                    step, steps, self.settings["warmup"]
-                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(self._sum_over_processes(loss.detach().double().cpu()))
+        return float(sum_over_processes(loss.detach().double().cpu(), self.device))
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Tensor) -> tuple[Tensor | None, list[Tensor]]:
@@ -238,7 +209,7 @@ class Distiller:
         return logits, features
 
     def _make_objective(self, sample: Tensor) -> StudentObjective:
-        """With the projections that inner features need; a pass of one sample tells their sizes."""
+        """With the projections that inner features need; a pass over one sample gives their sizes."""
         pairs = self.settings["feature_layers"] if self.settings["alpha"] > 0 else []
         projections = []
         if pairs:
@@ -262,56 +233,6 @@ class Distiller:
             return [adamw(objective.parameters())]
         projections = list(objective.projections.parameters())
         return [*self.make_optimizers(self.student), *([adamw(projections)] if projections else [])]
-
-    def _save(self, path: Path, identity: dict, objective: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        state = {
-            "identity": identity, "history": self.history, "model": objective.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }  # fmt: skip
-        save_atomically(state, path)
-
-    def _resume(
-        self, path: Path | None, identity: dict, objective: nn.Module, optimizers: list[torch.optim.Optimizer]
-    ) -> int:
-        """The step to go on from. Rank 0 reads, and tells the others, which may not see its disk."""
-        if path is None:
-            return 0
-        found = [torch.load(path, map_location="cpu", weights_only=True) if self.rank == 0 and path.is_file() else None]
-        if self.world_size > 1:
-            dist.broadcast_object_list(found, src=0)
-        state = found[0]
-        if state is None:
-            return 0
-        other = [name for name, value in identity.items() if state["identity"].get(name) != value]
-        if other:
-            name = other[0]
-            raise ValueError(
-                f"checkpoint {path.name} is of another run: {name} was {state['identity'].get(name)!r}, now it is "
-                f"{identity[name]!r}. Give the same settings to go on with it, or delete it to start anew"
-            )
-        objective.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.history = state["history"]
-        return len(self.history)
-
-    def _share_buffers(self) -> None:
-        """Running statistics of batch norm are each process's own until rank 0 hands out its."""
-        for buffer in self.student.buffers() if self.world_size > 1 else ():
-            dist.broadcast(buffer, src=0)
-
-    def _sum_over_processes(self, values: Tensor) -> Tensor:
-        if self.world_size > 1:
-            values = values.to(self.device)
-            dist.all_reduce(values)
-        return values.cpu()
-
-
-def _progress_bar(start: int, steps: int, alpha: float, enabled: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    name = "distilling" if alpha > 0 else "training"
-    return tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step", disable=not enabled)
 
 
 def _check_data(name: str, data: Data) -> None:

@@ -1,7 +1,7 @@
-"""What a student learns from its teacher: output distributions, inner features, whole sequences, or a mixture.
+"""What a student learns from its teacher: output distributions, inner features, or both.
 
-Every loss here is a mean over the positions that count. It does not grow with the length of a sequence, and padding
-changes nothing. Classifiers ([batch, classes]) and language models ([batch, time, vocab]) share one code.
+Every loss here is a mean over the positions that count: it does not grow with the length of a sequence, and padding
+changes nothing. The same code serves classifiers ([batch, classes]) and language models ([batch, time, vocab]).
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.cache import ConcatCache
-from labsupport.lm.generate import sample
-from labsupport.lm.model import Llama
-
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 Reduction = Literal["mean", "sum"]
-IGNORE_INDEX = -100  # the label of a position that does not count, as in torch.nn.functional.cross_entropy
+IGNORE_INDEX = -100  # the label of positions that do not count, as in torch.nn.functional.cross_entropy
 
 
 def distillation_loss(
@@ -41,35 +37,31 @@ def distillation_loss(
     T², and the two terms keep their shares when T changes. ``alpha`` weighs the soft term.
 
     labels: [batch], or [batch, time] where ``labels[b, t]`` belongs to ``logits[b, t]``: a language model's labels are
-        its tokens moved by one (`next_token_pairs`). Positions labelled ``ignore_index`` count in neither term. None
-        (no labels are known) takes ``alpha=1``, and then every position counts.
-    divergence: "forward_kl" KL(teacher || student): cover all that the teacher holds possible;
+        its tokens shifted by one (`next_token_pairs`). Positions labelled ``ignore_index`` count in neither term. None
+        (no labels are known) requires ``alpha=1``; every position counts then.
+    divergence: "forward_kl" KL(teacher || student): cover everything the teacher considers possible;
         "reverse_kl" KL(student || teacher): seek its likely answers (MiniLLM, Gu et al. 2023, arXiv 2306.08543, eq. 1);
         "jensen_shannon": between them (GKD, Agarwal et al. 2023, arXiv 2306.13649, section 2), with ``beta`` the
         teacher's share of the mixture.
-    reduction: "mean" over the positions that count (0 where there is none), or their "sum".
+    reduction: "mean" over the positions that count (0 if there are none), or their "sum".
 
     Raises:
-        ValueError: shapes that do not fit, labels that are no int64 class ids, or an option outside of its range.
+        ValueError: shapes do not fit, labels are not int64 class ids, or an option is outside its range.
     """
     _check_logits(student_logits, teacher_logits)
-    _check_range("temperature", temperature, 0 < temperature < math.inf, "positive and finite")
-    _check_range("alpha", alpha, 0 <= alpha <= 1, "between 0 and 1")
+    check_range("temperature", temperature, 0 < temperature < math.inf, "positive and finite")
+    check_range("alpha", alpha, 0 <= alpha <= 1, "between 0 and 1")
     _check_option("reduction", reduction, Reduction)
     student_logits, teacher_logits = at_least_float32(student_logits), at_least_float32(teacher_logits).detach()
     if labels is None:
-        _check_range("alpha", alpha, alpha == 1, "1 where labels is None")
+        check_range("alpha", alpha, alpha == 1, "1 where labels is None")
         student, teacher = student_logits.flatten(0, -2), teacher_logits.flatten(0, -2)
     else:
         _check_labels(labels, student_logits, ignore_index)
         counts = labels != ignore_index
-        student, teacher, labels = (
-            student_logits[counts],
-            teacher_logits[counts],
-            labels[counts],
-        )  # [positions, classes]
+        student, teacher, labels = student_logits[counts], teacher_logits[counts], labels[counts]  # [positions, ...]
 
-    total = student[:0].sum()  # 0, but a function of the student even where nothing counts
+    total = student[:0].sum()  # 0, but a function of the student even if no position counts
     if alpha < 1 and labels is not None:
         total = total + (1 - alpha) * F.cross_entropy(student, labels, reduction="sum")
     if alpha > 0:
@@ -84,11 +76,11 @@ def distribution_divergence(
     divergence: Divergence = "forward_kl",
     beta: float = 0.5,
 ) -> Float[Tensor, "*batch"]:
-    """How far apart the two distributions of each position are, in nats: 0 where they are equal, positive elsewhere.
+    """How far apart the two distributions of each position are, in nats: 0 if they are equal, otherwise positive.
 
     With P the teacher's, Q the student's and M = beta P + (1 - beta) Q, Jensen-Shannon is
     beta KL(P || M) + (1 - beta) KL(Q || M): never more than the entropy of (beta, 1 - beta), log 2 at 0.5.
-    Classes that have a logit of -inf on both sides add nothing.
+    Classes with a logit of -inf on both sides add nothing.
     """
     _check_option("divergence", divergence, Divergence)
     p, q = _log_softmax(teacher_logits), _log_softmax(student_logits)
@@ -96,7 +88,7 @@ def distribution_divergence(
         return _kl(p, q)
     if divergence == "reverse_kl":
         return _kl(q, p)
-    _check_range("beta", beta, 0 < beta < 1, "between 0 and 1, both excluded (the limits are the two KLs)")
+    check_range("beta", beta, 0 < beta < 1, "between 0 and 1, both excluded (the limits are the two KLs)")
     mixture = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
     return beta * _kl(p, mixture) + (1 - beta) * _kl(q, mixture)
 
@@ -105,15 +97,15 @@ class FeatureLoss(nn.Module):
     """Mean squared distance from the teacher's features to a projection of the student's (FitNets, Romero et al. 2014,
     arXiv 1412.6550, eq. 3).
 
-    The projection is made once and trained with the student: give this module's parameters to the optimizer. One made
-    anew in each call would tell the student something else every time. The teacher's features are standardized at each
-    position (mean 0, variance 1), so that whatever their scale a loss of 1 means that nothing has been learned.
+    The projection is made once and trained with the student: give this module's parameters to the optimizer. A new one
+    for each call would teach the student something else every time. The teacher's features are standardized at each
+    position (mean 0, variance 1), so that a loss of 1 means that nothing has been learned, whatever their scale.
     """
 
     def __init__(self, student_size: int, teacher_size: int) -> None:
         super().__init__()
         for name, size in (("student_size", student_size), ("teacher_size", teacher_size)):
-            _check_range(name, size, size >= 1, "at least 1")
+            check_range(name, size, size >= 1, "at least 1")
         self.projection = nn.Linear(student_size, teacher_size)
 
     def forward(
@@ -131,7 +123,7 @@ class FeatureLoss(nn.Module):
         if student_features.shape[:-1] != teacher_features.shape[:-1]:
             shapes = f"{list(student_features.shape)} and {list(teacher_features.shape)}"
             raise ValueError(
-                f"student_features and teacher_features must agree but for the last dimension; got {shapes}"
+                f"student_features and teacher_features must agree except in the last dimension; got {shapes}"
             )
         _check_option("reduction", reduction, Reduction)
         if mask is None:
@@ -145,75 +137,13 @@ class FeatureLoss(nn.Module):
         return error.sum() / max(1, len(error)) if reduction == "mean" else error.sum()
 
 
-def next_token_pairs(
-    tokens: Int64[Tensor, "batch time"], lengths: Int64[Tensor, " batch"] | None = None
-) -> tuple[Int64[Tensor, "batch time-1"], Int64[Tensor, "batch time-1"]]:
-    """(inputs, labels) for a language model: position t reads ``tokens[t]`` and is to predict ``tokens[t + 1]``.
-
-    lengths: tokens of each row that are text; whatever lies behind is padding, labelled -100.
-
-    Raises:
-        ValueError: ``tokens`` is no [batch, time] of at least two tokens, or ``lengths`` does not fit it.
-    """
-    if tokens.dim() != 2 or tokens.shape[1] < 2:
-        raise ValueError(f"tokens must have shape [batch, time] with at least 2 tokens; got {list(tokens.shape)}")
-    inputs, labels = tokens[:, :-1], tokens[:, 1:]
-    if lengths is None:
-        return inputs, labels
-    if lengths.shape != tokens.shape[:1] or bool((lengths < 1).any()) or bool((lengths > tokens.shape[1]).any()):
-        raise ValueError(f"lengths must be {tokens.shape[0]} numbers in 1..{tokens.shape[1]}; got {lengths.tolist()}")
-    padding = torch.arange(1, tokens.shape[1], device=tokens.device) >= lengths[:, None]
-    return inputs, labels.masked_fill(padding, IGNORE_INDEX)
-
-
-@torch.no_grad()
-def sequence_targets(
-    teacher: Llama,
-    prompts: Int64[Tensor, "batch prompt"],
-    max_tokens: int,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    eos_token_id: int | None = None,
-) -> tuple[Int64[Tensor, "batch time"], Int64[Tensor, "batch time"]]:
-    """Sequence-level distillation (Kim and Rush 2016, arXiv 1606.07947, section 3.2): the teacher writes the answers,
-    the student trains on them as if they were text.
-
-    Returns (inputs, labels); the prompt, and whatever follows end-of-text, is labelled -100.
-
-    The paper takes the teacher's mode, by beam search; here it is greedy, or drawn at ``temperature``.
-
-    Raises:
-        ValueError: an empty prompt, ``max_tokens`` below 1 or a negative ``temperature``.
-    """
-    if prompts.dim() != 2 or prompts.shape[1] == 0:
-        raise ValueError(f"prompts must have shape [batch, time] with at least one token; got {list(prompts.shape)}")
-    _check_range("max_tokens", max_tokens, max_tokens >= 1, "at least 1")
-    _check_range("temperature", temperature, temperature >= 0, "0 or more")
-    generator = None if seed is None else torch.Generator(device=prompts.device).manual_seed(seed)
-    was_training = teacher.training
-    teacher.eval()
-    cache = ConcatCache(teacher.config.num_layers)
-    tokens = new = prompts
-    for _ in range(max_tokens):
-        new = sample(teacher(new, cache)[:, -1], temperature, generator)[:, None]
-        tokens = torch.cat((tokens, new), dim=1)
-    teacher.train(was_training)
-    inputs, labels = tokens[:, :-1], tokens[:, 1:].clone()
-    answers = labels[:, prompts.shape[1] - 1 :]
-    if eos_token_id is not None:
-        ends = answers == eos_token_id
-        answers.masked_fill_(ends.cumsum(1) - ends.long() > 0, IGNORE_INDEX)  # the end-of-text itself is to be learned
-    labels[:, : prompts.shape[1] - 1] = IGNORE_INDEX
-    return inputs, labels
-
-
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     """KL of log-probabilities over the last dimension."""
     return (p.exp() * (p - q)).sum(-1)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """With a floor in place of -inf: 0 · (floor - floor) is 0 where 0 · (-inf + inf) would be NaN."""
+    """With a floor in place of -inf, because 0 · (floor - floor) is 0, while 0 · (-inf + inf) would be NaN."""
     return logits.log_softmax(-1).clamp(min=-1e30)
 
 
@@ -227,7 +157,7 @@ def _check_logits(student: Tensor, teacher: Tensor) -> None:
             raise ValueError(f"{name} must be floating point; got {logits.dtype}")
     if student.dim() < 2 or student.shape != teacher.shape:
         raise ValueError(
-            f"student_logits and teacher_logits must have one shape, [batch, classes] or [batch, time, vocab]; "
+            f"student_logits and teacher_logits must have the same shape, [batch, classes] or [batch, time, vocab]; "
             f"got {list(student.shape)} and {list(teacher.shape)}"
         )
 
@@ -244,7 +174,7 @@ def _check_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
             raise ValueError(f"labels must be {allowed}; got values from {low} to {high}")
 
 
-def _check_range(name: str, value: float, good: bool, allowed: str) -> None:
+def check_range(name: str, value: float, good: bool, allowed: str) -> None:
     if not good:
         raise ValueError(f"{name} must be {allowed}; got {value}")
 

@@ -1,7 +1,7 @@
-"""The table of a chain of compressions: bytes on disk and in memory, milliseconds, and quality, one row a model.
+"""The table of a chain of compressions: bytes on disk and in memory, milliseconds, and quality, one row for each model.
 
-Bytes are those of a safetensors file that was written and looked at, and those of the tensors in memory. Factors state
-the precision of their baseline: 4-bit weights are 8 times smaller than float32 and 4 times smaller than float16.
+Bytes are those of a real safetensors file, and those of the tensors in memory. Factors state the precision of their
+baseline: 4-bit weights are 8 times smaller than float32 and 4 times smaller than float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompressionTable:
-    """One row a model. ``models`` holds them by name, for whoever wants to look closer."""
+    """One row for each model. ``models`` holds them by name, for a closer look."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Any] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class CompressionTable:
         )
 
     def time(self, works: dict[str, Callable[[nn.Module], Callable[[], object]]], repeats: int) -> None:
-        """Median milliseconds of each work, all models taking turns."""
+        """Median milliseconds of each task, with the models taking turns."""
         for column, prepare in works.items():
             measured = median_milliseconds({name: prepare(model) for name, model in self.models.items()}, repeats)
             for row in self.rows:
                 row[column] = measured[row["model"]]
 
     def to_frame(self) -> pd.DataFrame:
-        """Smaller "than float32" and "than float16": the first row's file, at that precision, over each row's file."""
+        """Times smaller than float32 and float16: the first row's weights at that precision, over each row's file."""
         import pandas as pd
 
         frame = pd.DataFrame(self.rows).set_index("model")
@@ -61,7 +61,7 @@ class CompressionTable:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Size of a safetensors file of all that the model stores, tied weights once: written, looked at, and removed."""
+    """Size of a safetensors file of all that the model stores, tied weights once; the file is written, and removed."""
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,13 +71,13 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def memory_bytes(model: nn.Module) -> int:
-    """Of all parameters and buffers, tied ones once."""
+    """Bytes of all parameters and buffers, tied ones once."""
     tensors = _distinct(dict([*model.named_parameters(), *model.named_buffers()]))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def count_weights(model: nn.Module, zeros: bool = False) -> int:
-    """Numbers that the model multiplies or adds, whatever they are stored as; or how many of them are zero."""
+    """Weights and biases, in whatever form they are stored; or how many of them are zero."""
     total = 0
     for module in model.modules():
         own: dict[str, Tensor | None] = dict(module._parameters)
@@ -94,7 +94,7 @@ def _embeddings(model: nn.Module) -> list[Tensor]:
 
 
 def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without tensors that are another one by a second name."""
+    """Without second names of the same tensor."""
     found: dict[Any, str] = {}
     for name, tensor in tensors.items():
         found.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() and not tensor.is_meta else name, name)

@@ -1,16 +1,17 @@
-"""What a `Distiller` minimizes: the student with its loss, and the rules that its settings must keep."""
+"""What a `Distiller` minimizes: the student with its loss, and the rules for its settings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from labsupport.distillation.losses import IGNORE_INDEX, Divergence, FeatureLoss, distillation_loss
-from labsupport.distillation.training import captured
 
 Objective = Literal["logits", "features", "mixed"]
 
@@ -25,7 +26,7 @@ class StudentObjective(nn.Module):
     def forward(
         self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor | None, teacher_features: list[Tensor]
     ) -> Float[Tensor, ""]:
-        """The sum over all positions that count."""
+        """The sum of the loss over all positions that count."""
         chosen, layers = self.settings, [ours for ours, _ in self.settings["feature_layers"]]
         with captured(self.student, layers if len(self.projections) else []) as features:
             logits = model_logits(self.student(inputs))
@@ -45,8 +46,30 @@ class StudentObjective(nn.Module):
         return total
 
 
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """The outputs of the named modules while the model runs, in the order of ``names``; images flattened to vectors."""
+    found: dict[str, Tensor] = {}
+    ordered: list[Tensor] = []
+
+    def remember(name: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            found[name] = output.flatten(1) if output.dim() == 4 else output
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [remember(name) for name in dict.fromkeys(names)]
+    try:
+        yield ordered
+        ordered.extend(found[name] for name in names)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def model_logits(output: Any) -> Tensor:
-    """Hugging Face models put them into an object."""
+    """Of a tensor itself, or of the object that Hugging Face models return."""
     return getattr(output, "logits", output)
 
 

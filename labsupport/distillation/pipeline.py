@@ -1,8 +1,8 @@
-"""The whole way down: teacher, distilled student, pruned, quantized, and at each stage what it must be compared with.
+"""The whole chain: teacher, distilled student, pruned, quantized, and what each stage must be compared with.
 
-A chain of compressions is worth what its last row beats: the same chain whose student never met a teacher, the teacher
+A chain of compressions is worth what its last row beats: the same chain whose student never had a teacher, the teacher
 quantized directly, and the teacher quantized until it is as small. `compress_lm` measures all of them for a language
-model; `compress_digits` (classifier.py) does for a classifier of handwritten digits.
+model, `compress_digits` (classifier.py) for a classifier of handwritten digits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from labsupport.distillation.distiller import Data, Distiller
-from labsupport.distillation.losses import next_token_pairs
 from labsupport.distillation.measuring import CompressionTable, stored_bytes
+from labsupport.distillation.targets import next_token_pairs
 from labsupport.lm import Llama, corpus, load_lm, perplexity
 from labsupport.lm.cache import ConcatCache
 from labsupport.lm.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from labsupport.quantization import quantize_model
 
 Pruning = Literal["neurons", "magnitude", "wanda", "sparsegpt"]
 
-# For `compress_lm(**QUICK)`: seconds in place of minutes, enough to see every row, not how good a student can get.
+# For `compress_lm(**QUICK)`: seconds instead of minutes; it fills all rows, but no student gets as good as it could.
 QUICK: dict[str, Any] = {"steps": 30, "recovery_steps": 10, "evaluation_windows": 8, "repeats": 5}
 
 
@@ -72,15 +72,15 @@ def compress_lm(
     """Distil, prune, quantize a language model, with every baseline; ``teacher`` (default `tiny`) is not changed.
 
     Training and calibration read the calibration text, "perplexity" is that of the evaluation text. The defaults train
-    a student of two layers for minutes of one CPU core, too short to see how good it can get: rows compare because all
-    have the same start, the same batches and the same number of steps.
+    a student of two layers for some minutes on one CPU core, too short to see how good it can get. Rows are comparable,
+    because all students have the same initial weights, the same batches and the same number of steps.
 
-    steps, recovery_steps: of training the student, and of training it on after pruning.
-    pruning: "neurons" takes ``sparsity`` of the MLPs' neurons out, and matrices get smaller; the methods of
-        `prune_model` set ``sparsity`` of the weights to zero, and files stay as large. Recovery keeps the zeros.
-        A quarter leaves `tiny` 384 neurons, whole groups of 64: 4-bit kernels are slow where the last group is smaller.
-    method, bits, group_size: of `quantize_model`. GPTQ moves weights, zeros among them; "rtn" keeps zeros.
-    checkpoints: a folder; the training that was interrupted goes on from what it left there.
+    steps, recovery_steps: of training the student, and of training it further after pruning.
+    pruning: "neurons" removes ``sparsity`` of the MLPs' neurons, and matrices get smaller; the methods of `prune_model`
+        set ``sparsity`` of the weights to zero, and files stay as large. Recovery keeps the zeros. A quarter leaves
+        `tiny` 384 neurons, whole groups of 64: 4-bit kernels are slow if the last group is smaller.
+    method, bits, group_size: of `quantize_model`. GPTQ changes all weights, zeros too; "rtn" keeps zeros.
+    checkpoints: a folder for the state of each training; an interrupted one resumes from there.
     """
     if teacher is None:
         lm = load_lm("tiny", verbose=False)
@@ -122,7 +122,7 @@ def compress_lm(
     alone = train(copy.deepcopy(start), None, steps, "alone")
     distilled = train(copy.deepcopy(start), teacher, steps, "distilled")
     alone_pruned, distilled_pruned = shrink(alone, None, "alone"), shrink(distilled, teacher, "distilled")
-    whole = copy.deepcopy(distilled)  # trained for as long as the pruned one
+    whole = copy.deepcopy(distilled)  # trained as long as the pruned one
     if recovery_steps:
         train(whole, teacher, recovery_steps, "distilled-longer")
     product = quantized(distilled_pruned, bits)
@@ -148,7 +148,7 @@ def compress_lm(
 
 
 def training_pairs(tokens: Int64[Tensor, " n"], seq_len: int) -> Data:
-    """All of a text in windows that follow one another: inputs and labels [windows, seq_len]."""
+    """A text in consecutive windows: inputs and labels [windows, seq_len]."""
     count = (len(tokens) - 1) // seq_len
     if count < 1:
         raise ValueError(f"tokens must be more than seq_len = {seq_len}; got {len(tokens)}")

@@ -1,28 +1,21 @@
+from .arrivals import SimRequest, poisson_requests, requests_at_once
 from .detokenize import Detokenizer, TextStream
 from .engine import LLMEngine
 from .memory import block_bytes, blocks_that_fit
 from .packed import PackedBatch
 from .request import Request, RequestOutput, RequestStatus, RequestTimes
+from .runner import ModelRunner
 from .sampling import SamplingParams, sample_tokens, token_logprobs
 from .scheduler import Plan, Scheduled, Scheduler
-from .simulate import (
-    Phase,
-    RequestResult,
-    SimRequest,
-    Simulation,
-    Step,
-    affine_cost,
-    compare,
-    poisson_requests,
-    requests_at_once,
-    trace_requests,
-)
+from .simulate import affine_cost, compare
 from .stats import EngineStats
+from .timeline import Phase, RequestResult, Simulation, Step
 
 __all__ = [
     "Detokenizer",
     "EngineStats",
     "LLMEngine",
+    "ModelRunner",
     "PackedBatch",
     "Phase",
     "Plan",
@@ -46,5 +39,4 @@ __all__ = [
     "requests_at_once",
     "sample_tokens",
     "token_logprobs",
-    "trace_requests",
 ]

@@ -1,12 +1,12 @@
-"""Other engines behind one interface, so that a table can put them beside ours: same model, same prompts, same lengths.
+"""Other engines behind one interface, to compare them with ours: same model, same prompts, same lengths.
 
     for adapter in ADAPTERS:
         if (reason := adapter.missing()):
-            print(adapter.name, reason)         # "not installed: pip install ..."; the table goes on
+            print(adapter.name, reason)         # "not installed: pip install ...", and the comparison continues
         else:
             completions = adapter(lm).generate(prompts, max_tokens)
 
-All decode greedily and past the end-of-text token, so that each does the same work.
+All decode greedily, and past the end-of-text token, so that all do the same work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from labsupport.lm.folder import save_lm
 
 @dataclass(frozen=True)
 class Completion:
-    """``token_ids`` is None where an engine only tells the text; ``num_tokens`` is what it says it made."""
+    """``token_ids`` is None if an engine returns only text; ``num_tokens`` is the number that it reports."""
 
     num_tokens: int
     token_ids: list[int] | None
@@ -39,21 +39,21 @@ class Completion:
 
 
 class Adapter(ABC):
-    """An engine with a model loaded. ``name`` is its row in a table; one of its ``packages`` must be installed."""
+    """An engine with a model loaded. ``name`` is its row in a table; at least one of ``packages`` must be installed."""
 
     name: ClassVar[str]
     packages: ClassVar[dict[str, str]] = {}  # module to import: what pip calls it
 
     @classmethod
     def missing(cls) -> str | None:
-        """Why it cannot run here, in a few words; None if it can."""
+        """Why it cannot run here, briefly; None if it can."""
         if not cls.packages or any(find_spec(package) is not None for package in cls.packages):
             return None
         return f"not installed: pip install {' or '.join(cls.packages.values())}"
 
     @abstractmethod
     def __init__(self, lm: LanguageModel, batch_size: int = 16, threads: int = 1) -> None:
-        """Load ``lm``. ``batch_size``: requests at a time."""
+        """Load ``lm``. ``batch_size``: requests at the same time."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[list[int]], max_tokens: Sequence[int]) -> list[Completion]:
@@ -76,7 +76,7 @@ class OurEngine(Adapter):
 
 
 class TransformersStatic(Adapter):
-    """Hugging Face transformers' `generate` in static batches: padded on the left, run until the longest is done."""
+    """`generate` of Hugging Face transformers: static batches, padded on the left, each run until its longest ends."""
 
     name = "transformers, static batches"
     packages: ClassVar[dict[str, str]] = {"transformers": "transformers"}
@@ -104,10 +104,10 @@ class TransformersStatic(Adapter):
 
 
 class LlamaCpp(Adapter):
-    """llama.cpp with 4-bit weights (Q4_0) and its parallel decoding: as many slots as ``batch_size``.
+    """llama.cpp with 4-bit weights (Q4_0) and parallel decoding, in ``batch_size`` slots.
 
-    `xllamacpp` holds llama.cpp's server, which decodes in parallel. `llama-cpp-python` has no such interface: it takes
-    one request after the other.
+    `xllamacpp` includes llama.cpp's server, which decodes in parallel. `llama-cpp-python` does not: it takes one
+    request after the other.
     """
 
     name = "llama.cpp"
@@ -172,7 +172,7 @@ class LlamaCppFloat(LlamaCpp):
 
 
 class Vllm(Adapter):
-    """vLLM, where it is installed (its wheels want a GPU)."""
+    """vLLM, if it is installed (its wheels need a GPU)."""
 
     name = "vLLM"
     packages: ClassVar[dict[str, str]] = {"vllm": "vllm"}
@@ -203,7 +203,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (OurEngine, TransformersStatic, LlamaCpp, 
 
 
 def hugging_face_model(lm: LanguageModel) -> Any:
-    """The same weights as transformers' `LlamaForCausalLM` in float32, which decodes past the end-of-text token."""
+    """The same weights as a `LlamaForCausalLM` of transformers in float32 that decodes past the end-of-text token."""
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""Text out of tokens while they come: what is handed out never has to be taken back.
+"""Text from a stream of tokens: what has been handed out never has to be taken back.
 
-Two things can still change: the bytes of a character whose rest is to come, and the beginning of what may become a
-stop string. Both are held back until they are decided.
+Two things can still change: an incomplete character, and text that may turn out to be the beginning of a stop string.
+Both are held back until they are decided.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from labsupport.lm.tokenizer import Tokenizer
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer decodes bytes to that are no character
-_LONGEST = 3  # bytes of a character (of at most 4) that can be there without it being complete
+_INCOMPLETE = "\ufffd"  # what tokenizers decode invalid bytes to
+_LONGEST = 3  # bytes of an incomplete character, at most (a complete one has at most 4)
 
 
 class Detokenizer:
-    """`push` a token, get the new text. What was pushed decodes to the text of all calls, up to an incomplete end.
+    """`push` a token, get the new text. All tokens together decode to the texts of all calls, up to an incomplete end.
 
-    Only a few tokens are decoded each time: from the last place before which all is decided, and the stretch before
-    that, since some tokenizers drop a leading space.
+    Each call decodes only a few tokens: those after the last place up to which the text is final, and those just before
+    it, because some tokenizers drop a leading space.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -43,13 +43,13 @@ class Detokenizer:
 
 
 class TextStream:
-    """The text of one request: `push` tokens until it returns True, which is where a stop string was found."""
+    """The text of one request: `push` tokens until it returns True, which means that a stop string was found."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.text = ""  # handed out: final
+        self.text = ""  # handed out, and final
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = tuple(stop)
-        self._held = ""  # a beginning of a stop string, perhaps
+        self._held = ""  # possibly the beginning of a stop string
 
     def push(self, token_id: int) -> bool:
         held = self._held + self._detokenizer.push(token_id)
@@ -64,13 +64,13 @@ class TextStream:
         return False
 
     def end(self) -> None:
-        """No more tokens: what began like a stop string was none. An incomplete character at the end is dropped."""
+        """No more tokens: the text held back was no stop string. An incomplete character is dropped."""
         self.text += self._held
         self._held = ""
 
 
 def longest_overlap(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` that is a beginning, but not all, of a stop string."""
+    """Length of the longest suffix of ``text`` that is a proper prefix of a stop string."""
     longest = min(len(text), max((len(stop) - 1 for stop in stops), default=0))
     for length in range(longest, 0, -1):
         if any(len(stop) > length and stop.startswith(text[-length:]) for stop in stops):

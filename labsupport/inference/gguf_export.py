@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import gguf
 import numpy as np
 from torch import Tensor
 
+from labsupport.files import replacing
 from labsupport.lm import LanguageModel, Llama
 from labsupport.lm.tokenizer import BpeTokenizer
 
@@ -34,21 +33,18 @@ _NAMES = {
 
 
 def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
-    """Write ``lm`` to ``path``; norms stay float32, and so does nothing else unless ``kind`` is "F32".
+    """Write ``lm`` to ``path``; norms stay float32, all other weights are stored as ``kind``.
 
-    As `llama-quantize` does by default, a tied embedding is stored in 8 bits beside 4-bit layers (it is the head too).
+    As `llama-quantize` does by default, embedding and head are stored in 8 bits beside 4-bit layers.
 
     Raises:
-        ValueError: ``kind`` is none of F32, Q8_0, Q4_0; the model is quantized; its tokenizer is no byte-level BPE.
+        ValueError: ``kind`` is not F32, Q8_0 or Q4_0; the model is quantized; its tokenizer is not a byte-level BPE.
     """
     if kind not in TYPES:
         raise ValueError(f"kind must be one of {', '.join(TYPES)}; got {kind!r}")
     if not isinstance(lm.tokenizer, BpeTokenizer):
-        raise ValueError(f"lm must have a byte-level BPE tokenizer, as llama.cpp wants; {lm.name} has none")
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
+        raise ValueError(f"lm must have a byte-level BPE tokenizer, which llama.cpp needs; {lm.name} has none")
+    with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         _write_config(writer, lm)
         _write_vocabulary(writer, lm.tokenizer)
@@ -62,9 +58,6 @@ def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
@@ -84,7 +77,7 @@ def _tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
 
 
 def interleave_halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of each head from (first half, second half), as `rotate` pairs them, to pairs side by side."""
+    """Reorder the rows of each head, so that the pairs of `rotate`, half a head apart, become neighbours."""
     return weight.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(weight.shape)
 
 

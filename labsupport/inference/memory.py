@@ -1,4 +1,4 @@
-"""Where the model lies, and how many cache blocks the memory holds once the weights have theirs."""
+"""Moving the model to its device, and how many cache blocks fit into the memory beside its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from labsupport.kvcache import kv_bytes_per_token
 from labsupport.lm import Llama, LlamaConfig
 
-_TOKENS_ON_CPU = 1024  # of each sequence: a CPU's memory is not the engine's alone, so it does not take all it could
+_TOKENS_ON_CPU = (
+    1024  # of each sequence: a CPU shares its memory with other programs, so the engine does not take all it could
+)
 
 
 def block_bytes(config: LlamaConfig, block_size: int, bytes_per_element: float = 2) -> int:
@@ -26,10 +28,10 @@ def blocks_that_fit(
     bytes_per_element: float = 2,
     reserved_bytes: int = 0,
 ) -> int:
-    """Cache blocks in ``memory_bytes`` beside the weights and what else (activations) is reserved.
+    """Cache blocks in ``memory_bytes`` beside the weights and whatever else (activations) is reserved.
 
     Raises:
-        ValueError: not one fits.
+        ValueError: not even one fits.
     """
     free, each = memory_bytes - weight_bytes - reserved_bytes, block_bytes(config, block_size, bytes_per_element)
     if free < each:
@@ -41,7 +43,7 @@ def blocks_that_fit(
 
 
 def bytes_per_cached_element(model: Llama, kv_cache_bits: int | None) -> float:
-    """Of a key or value as the cache holds it; quantized, with its share of the head's float16 scale and minimum."""
+    """Bytes of one element of the cache; if quantized, with its share of the head's float16 scale and minimum."""
     config = model.config
     assert config.head_dim is not None
     if kv_cache_bits is None:
@@ -57,9 +59,9 @@ def default_num_blocks(
     memory_fraction: float,
     kv_cache_bits: int | None = None,
 ) -> int:
-    """Blocks for a model that is loaded: from ``memory_fraction`` of what it has and what is free beside it.
+    """Blocks for a model that is already loaded: from ``memory_fraction`` of its own memory and what is free beside it.
 
-    On a CPU no more than ``max_num_seqs`` sequences of 1024 tokens need, or one of ``max_model_len``.
+    On a CPU, no more than ``max_num_seqs`` sequences of 1024 tokens or one of ``max_model_len`` need.
     """
     weight = model.embed_tokens.weight
     config, device = model.config, weight.device
@@ -85,7 +87,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def on_device(model: Llama, device: torch.device | str | None, dtype: torch.dtype | None) -> Llama:
-    """The model itself where it is already there, else a copy."""
+    """The model itself if it is there already, else a copy."""
     weight = model.embed_tokens.weight
     wanted = (weight.device if device is None else torch.device(device)), (weight.dtype if dtype is None else dtype)
     if wanted[0].type == weight.device.type and wanted[0].index in (None, weight.device.index):

@@ -1,8 +1,8 @@
 """All tokens of a step in one row, decodes and prompt chunks alike: nothing is padded.
 
 Selective batching (Orca: Yu et al., OSDI 2022, section 3.2): embedding, norms, projections and MLP treat every token
-alike, so they see [1, tokens] and read each weight once a step. Only attention must know whose token is whose; there
-the row is cut up into the sequences that decode, one token each and together, and each chunk by itself.
+alike, so they see [1, tokens] and read each weight once a step. Only attention must know which token belongs to which
+sequence: there, the row is split into the sequences that decode, one token each and all together, and each chunk alone.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache import PagedBatch, PagedKVCache
 from labsupport.kvcache.grouped import visible
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start .. end of the row, the last ones of a sequence that then has ``length`` tokens."""
+    """Tokens start .. end of the row: the last ones of a sequence that has ``length`` tokens with them."""
 
     start: int
     end: int
     length: int
     table: Int64[Tensor, " blocks"]
-    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, causal says it all
+    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, and is_causal is enough
 
 
 class PackedBatch:
     """A `labsupport.lm.Cache` for one pass: ``model(batch.tokens, batch)``.
 
     Args:
-        decodes: id and token of the sequences that bring one token; they come first in ``tokens``.
-        chunks: id and tokens of the others, in order.
+        decodes: id and token of the sequences that decode; they come first in ``tokens``.
+        chunks: id and tokens of the other sequences, in order.
 
     Raises:
-        ValueError: there is neither, or an id twice or unknown.
+        ValueError: there is neither of the two, or an id occurs twice or is unknown.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PackedBatch:
             raise ValueError("decodes and chunks must not both be empty")
         self.cache, self.num_layers = cache, cache.num_layers
         self._decodes, self._chunks = [seq_id for seq_id, _ in decodes], [(each, len(new)) for each, new in chunks]
-        self._parts = [cache.batch([seq_id for seq_id, _ in part]) for part in parts]
+        self._parts = [PagedBatch(cache, [seq_id for seq_id, _ in part]) for part in parts]
         fed = [batch.feed([tokens for _, tokens in part]) for batch, part in zip(self._parts, parts, strict=True)]
         self._shapes = [tokens.shape for tokens in fed]
         self.tokens: Int64[Tensor, "1 tokens"] = torch.cat([tokens.flatten() for tokens in fed])[None]
@@ -94,16 +94,16 @@ class PackedBatch:
         for part, shape in zip(self._parts, self._shapes, strict=True):
             part.advance(shape[1])
 
-    # What fused.py needs to know, once `positions` has taken the blocks
+    # For fast/fused.py, once `positions` has taken the blocks
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """[decodes]: tokens that each has with its new one."""
+        """[decodes]: the length of each sequence, its new token included."""
         return np.array([self.cache.length(seq_id) + 1 for seq_id in self._decodes], np.int64)
 
     @cached_property
     def tables(self) -> np.ndarray:
-        """[decodes, blocks]: the block tables, filled up with zeros."""
+        """[decodes, blocks]: the block tables, padded with zeros."""
         tables = [self.cache.block_table(seq_id) for seq_id in self._decodes]
         longest = max(map(len, tables), default=0)
         return np.array([[*table, *[0] * (longest - len(table))] for table in tables], np.int64)

@@ -1,13 +1,14 @@
-"""One request: its tokens, where it stands, and what its client sees of it.
+"""One request: its tokens, its state, and what its client sees of it.
 
 waiting -> running -> finished          reasons to finish: "stop", "length", "abort"
              |  ^
              v  |
-          preempted                     its blocks were taken; its tokens are kept and read again later
+          preempted                     its blocks were taken; its tokens are kept, and read again later
 """
 
 from __future__ import annotations
 
+import operator
 import random
 import time
 from collections.abc import Hashable, Sequence
@@ -39,7 +40,7 @@ _NEXT = {
 
 @dataclass
 class RequestTimes:
-    """By `time.monotonic`, in seconds; None: not yet."""
+    """In seconds, by `time.monotonic`; None: not yet."""
 
     arrival: float = field(default_factory=time.monotonic)
     first_scheduled: float | None = None
@@ -49,14 +50,14 @@ class RequestTimes:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request as it stands after a step. All is cumulative: ``text`` only grows at its end.
+    """A request as it stands after a step. Everything is cumulative: ``text`` only grows at its end.
 
     Attributes:
-        text: without the stop string or end-of-text token that ended it, and without half a character.
-        token_ids: all new tokens, the one that ended the text included.
-        finish_reason: None while it goes on, "stop" (end of text, stop string or token), "length" or "abort".
-        logprobs: for each new token, token id -> log-probability; None if not asked for.
-        num_cached_tokens: of the prompt, found in the cache and not computed.
+        text: without the stop string or end-of-text token that ended it, and without incomplete characters.
+        token_ids: all new tokens, including the one that ended the text.
+        finish_reason: None while it continues, "stop" (end of text, stop string or token), "length" or "abort".
+        logprobs: for each new token, token id -> log-probability; None if not requested.
+        num_cached_tokens: tokens of the prompt that were found in the cache, and not computed.
     """
 
     request_id: Hashable
@@ -74,7 +75,7 @@ class RequestOutput:
 
 
 class Request:
-    """What engine and scheduler know of a request. ``arrival``: its number in the order of coming, set on adding."""
+    """What engine and scheduler know about a request. ``arrival``: its place in the order, set by `Scheduler.add`."""
 
     def __init__(
         self, request_id: Hashable, prompt_token_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer
@@ -98,7 +99,7 @@ class Request:
 
     @property
     def token_ids(self) -> list[int]:
-        """All that the cache will have to hold, but for the last token: prompt and output."""
+        """Prompt and output. The cache will have to hold all of them but the last."""
         return self.prompt_token_ids + self.output_token_ids
 
     @property
@@ -123,11 +124,11 @@ class Request:
             self.times.first_scheduled = time.monotonic()
 
     def next_uniform(self) -> float:
-        """The number that picks its next token: one for each, so computing a text again draws none again."""
+        """The number that picks its next token. One for each new token: reading a text again draws none."""
         return self._random.random()
 
     def append_token(self, token_id: int, logprobs: dict[int, float] | None = None) -> FinishReason | None:
-        """One more token. Why this is the last one, or None: the caller then calls `finish`."""
+        """Add a token. Returns why it is the last one (the caller must then call `finish`), or None."""
         if self.times.first_token is None:
             self.times.first_token = time.monotonic()
         self.output_token_ids.append(token_id)
@@ -138,10 +139,10 @@ class Request:
         return "length" if len(self.output_token_ids) >= self.params.max_tokens else None
 
     def fork(self, request_id: Hashable, params: SamplingParams, tokenizer: Tokenizer) -> Request:
-        """A new request that has got the same tokens so far, and goes on by ``params`` and a random stream of its own.
+        """A new request with the same tokens so far, which continues by ``params`` with a random stream of its own.
 
         Raises:
-            ValueError: by ``params`` it would have ended already, or log-probabilities are wanted that nobody kept.
+            ValueError: with ``params`` it would have ended already, or it needs log-probabilities that were not kept.
         """
         if params.logprobs is not None and self.params.logprobs is None:
             raise ValueError(f"sampling_params must have logprobs=None to fork {self.request_id!r}, which has none")
@@ -150,7 +151,7 @@ class Request:
         for token, each in zip(self.output_token_ids, logprobs, strict=True):
             if child.append_token(token, None if params.logprobs is None else each) is not None:
                 raise ValueError(
-                    f"sampling_params must let the fork of {self.request_id!r} go on after its "
+                    f"sampling_params must let the fork of {self.request_id!r} continue after its "
                     f"{len(self.output_token_ids)} tokens so far; got max_tokens = {params.max_tokens}, "
                     f"stop = {params.stop}"
                 )
@@ -168,3 +169,32 @@ class Request:
             self.request_id, self.prompt_token_ids, self.text, self.output_token_ids.copy(), self.finish_reason,
             None if self.params.logprobs is None else self.logprobs.copy(), self.num_cached_tokens, self.times,
         )  # fmt: skip
+
+
+def token_list(prompt: Sequence[int]) -> list[int]:
+    """
+    Raises:
+        ValueError: an element is not an integer.
+    """
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError:
+        raise ValueError(f"prompt must be a string or token ids; got {prompt!r:.60}") from None
+
+
+def check_prompt(token_ids: list[int], params: SamplingParams, vocab_size: int, max_model_len: int) -> None:
+    """
+    Raises:
+        ValueError: the prompt is empty, holds a token outside the vocabulary, or is too long together with its output.
+    """
+    if not token_ids:
+        raise ValueError("prompt must hold at least one token; got none")
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        raise ValueError(
+            f"prompt must hold tokens of 0..{vocab_size - 1}; got values from {min(token_ids)} to {max(token_ids)}"
+        )
+    if len(token_ids) + params.max_tokens > max_model_len:
+        raise ValueError(
+            f"prompt and max_tokens must together be at most max_model_len = {max_model_len} tokens; "
+            f"got {len(token_ids)} and {params.max_tokens}"
+        )

@@ -1,8 +1,8 @@
 """Which token comes next: the parameters of one request, and a sampler for a batch in which each row has its own.
 
-A row is filtered by top-k and top-p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751) after its temperature,
-and a number in [0, 1) of its own picks from what is left. So a seeded request draws the same whoever else is in the
-batch, and a request that is preempted and computed again goes on where it was.
+After its temperature, a row is filtered by top-k and top-p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751),
+and a random number of its own picks from what is left. So a seeded request draws the same tokens whatever else is in
+the batch, and a preempted request continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 _LARGEST_UNIFORM = 1 - 2**-24  # below 1 also in float32
-_FIRST_TRY = 256  # a nucleus is seldom larger, and the largest 256 are found sooner than all are sorted
+_FIRST_TRY = 256  # a nucleus is seldom larger, and finding the largest 256 is faster than sorting all
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class SamplingParams:
     """How one request is continued.
 
     Attributes:
-        max_tokens: at most so many new tokens; 0 gives none.
+        max_tokens: the largest number of new tokens; 0 gives none.
         temperature: logits are divided by it; 0 takes the most likely token (greedy).
         top_k: only the k most likely tokens (and those as likely as the last of them); 0: all.
         top_p: only the most likely tokens that together have at least this probability; 1: all.
-        seed: the same seed gives the same tokens; None: different ones each time.
-        stop: the text ends before any of these strings. One string or several.
-        stop_token_ids: the text ends before any of these tokens, which is the last of the result's ``token_ids``.
+        seed: the same seed gives the same tokens; None: different tokens each time.
+        stop: one or several strings; the text ends before the first that occurs.
+        stop_token_ids: the text ends before any of these tokens, which is then the last of the result's ``token_ids``.
         ignore_eos: do not end at the tokenizer's end-of-text token.
-        logprobs: also give the log-probabilities of the token taken and of so many most likely ones, before
-            temperature and filters; None: none.
+        logprobs: also give the log-probabilities of the chosen token and of this many most likely ones, before
+            temperature and filters; None: no log-probabilities.
 
     Raises:
         ValueError: a value is out of range.
@@ -76,17 +76,18 @@ class SamplingParams:
 def sample_tokens(
     logits: Float[Tensor, "batch vocab"], params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> Int64[Tensor, " batch"]:
-    """One token a row. ``uniforms``: a number in [0, 1) a row, of which greedy rows make no use.
+    """One token for each row. ``uniforms``: a number in [0, 1) for each row, unused by greedy rows.
 
     The number is looked up in the cumulative distribution over the tokens in the order of their ids. In the order of
-    their probability, rounding could swap two neighbours and give another token.
+    their probabilities, rounding could swap two neighbours and so give another token.
 
     Raises:
-        ValueError: not one of each a row, or the model gave NaN.
+        ValueError: the numbers of rows differ, or the model gave NaN.
     """
     if not len(logits) == len(params) == len(uniforms):
         raise ValueError(
-            f"params and uniforms must be {len(logits)} (one a row of logits); got {len(params)} and {len(uniforms)}"
+            f"params and uniforms must be {len(logits)} (one for each row of logits); "
+            f"got {len(params)} and {len(uniforms)}"
         )
     highest, tokens = logits.max(dim=-1)
     if highest.isnan().any():
@@ -115,7 +116,7 @@ def sample_tokens(
 def lowest_kept(
     logits: Float[Tensor, "batch vocab"], top_k: Sequence[int], top_p: Sequence[float]
 ) -> Float[Tensor, " batch"]:
-    """The smallest logit that passes each row's top-k, then its top-p: a value, so equal logits have equal fate."""
+    """The smallest logit that passes each row's top-k, then its top-p. Equal logits are kept or cut together."""
     vocab = logits.shape[1]
     ks = torch.tensor([[k if 0 < k < vocab else vocab] for k in top_k], device=logits.device)
     ps = torch.tensor([[p] for p in top_p], device=logits.device)
@@ -139,9 +140,9 @@ def lowest_kept(
 def token_logprobs(
     logits: Float[Tensor, "batch vocab"], tokens: Sequence[int], counts: Sequence[int | None]
 ) -> list[dict[int, float] | None]:
-    """For each row, token id -> log-probability, most likely first: the row's token and the ``count`` most likely ones.
+    """For each row, token id -> log-probability: the ``count`` most likely ones, sorted, and the row's own token.
 
-    None where the count is None.
+    None if the row's count is None.
     """
     wanted = [row for row, count in enumerate(counts) if count is not None]
     result: list[dict[int, float] | None] = [None] * len(counts)

@@ -1,10 +1,13 @@
-"""Who computes what in the next step: continuous batching under a budget of tokens and blocks.
+"""What is computed in the next step: continuous batching under a budget of tokens and blocks.
 
-Iteration-level scheduling (Orca: Yu et al., OSDI 2022) with prompts read in chunks beside the decoding of others
+Iteration-level scheduling (Orca: Yu et al., OSDI 2022), with prompts read in chunks beside the decoding of others
 (Sarathi-Serve: Agrawal et al. 2024, arXiv 2403.02310) and preemption by recomputation (vLLM: Kwon et al. 2023, arXiv
-2309.06180, section 4.5). The order of arrival decides everything, so nobody starves: requests are admitted in it, a
-decoding request gets its token in each step, chunks go to the earliest first, and when blocks run out the latest
-arrival gives its own back. The earliest is therefore never stopped, and all become the earliest some day.
+2309.06180, section 4.5).
+
+Nobody starves, because the order of arrival decides everything: requests are admitted in that order, every request that
+decodes gets its token in each step, chunks of prompts go to the earliest arrival first, and when blocks run out, the
+latest arrival gives its own back. So the earliest unfinished request is never preempted and advances in every step (the
+whole cache is enough for it: `add` checks that); it finishes, and the next one becomes the earliest.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from labsupport.inference.request import FinishReason, Request, RequestStatus
-from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache import BlockTables
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """``num_tokens`` tokens of a request, from where the cache ends. ``samples``: they reach its last token."""
+    """Tokens of a request, from where the cache ends. ``samples``: the last one is among them, so a new one follows."""
 
     request: Request
     token_ids: list[int]
@@ -29,10 +32,12 @@ class Scheduled:
 
 @dataclass
 class Plan:
-    """One step. Tokens of all entries fit the budget, their blocks the cache."""
+    """One step. The tokens of all entries fit the budget, their blocks fit the cache."""
 
+    budget: int = 0  # tokens that may still be added
+    blocks: int = 0  # what the entries so far will take from the free blocks
     decodes: list[Scheduled] = field(default_factory=list)  # one token each
-    chunks: list[Scheduled] = field(default_factory=list)
+    chunks: list[Scheduled] = field(default_factory=list)  # several tokens of a prompt, or of a text that is read again
     preempted: list[Request] = field(default_factory=list)
 
     @property
@@ -49,21 +54,36 @@ class Plan:
         ends = accumulate(len(each.token_ids) for each in self.scheduled)
         return [end - 1 for end, each in zip(ends, self.scheduled, strict=True) if each.samples]
 
+    def add(self, request: Request, start: int, count: int, blocks: int = 0) -> None:
+        """``count`` tokens of the request from position ``start`` on."""
+        entry = Scheduled(request, request.token_ids[start : start + count], start + count == request.num_tokens)
+        # a chunk of one token costs what decoding costs, and goes with it
+        (self.decodes if count == 1 else self.chunks).append(entry)
+        self.budget, self.blocks = self.budget - count, self.blocks + blocks
+
+    def withdraw(self, request: Request) -> None:
+        """Take its entry back, if it has one. Nothing was allocated for it yet, so its budget is all it returns."""
+        for entries in (self.decodes, self.chunks):
+            for entry in [each for each in entries if each.request is request]:
+                entries.remove(entry)
+                self.budget += len(entry.token_ids)
+
 
 class Scheduler:
-    """`add` requests; `schedule` plans a step; whoever computes it calls `finish` for those that are through.
+    """`add` requests; `schedule` plans a step; whoever computes the step calls `finish` for those that end with it.
 
-    How far a request is, the cache alone knows: there is no second count that could disagree with it.
+    Only the cache knows how far a request has come: there is no second count that could disagree with it.
 
     Args:
-        max_num_seqs: requests that hold blocks at a time.
+        cache: a `PagedKVCache`, of which only the block tables matter here.
+        max_num_seqs: requests that run, and hold blocks, at the same time.
         max_num_batched_tokens: tokens in a step, at least ``max_num_seqs`` so that all can decode.
 
     Raises:
         ValueError: a limit is out of range.
     """
 
-    def __init__(self, cache: PagedKVCache, max_num_seqs: int = 16, max_num_batched_tokens: int = 256) -> None:
+    def __init__(self, cache: BlockTables, max_num_seqs: int = 16, max_num_batched_tokens: int = 256) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1; got {max_num_seqs}")
         if max_num_batched_tokens < max_num_seqs:
@@ -83,7 +103,7 @@ class Scheduler:
         return bool(self.requests)
 
     def add(self, request: Request) -> None:
-        """The last in the queue.
+        """Put a request at the end of the queue.
 
         Raises:
             ValueError: its id is in use, it was added before, or the cache would be too small even for it alone.
@@ -104,9 +124,9 @@ class Scheduler:
         self.waiting.append(request)
 
     def fork(self, parent_id: Hashable, child: Request) -> None:
-        """Add ``child``, which has the tokens of the running request ``parent_id``, and let them share their blocks.
+        """Add ``child``, which has the tokens of the running request ``parent_id``, and let the two share their blocks.
 
-        If others wait or all slots are taken it queues like anybody, and finds what is cached when its turn comes.
+        If others wait or all slots are taken, it queues like any other, and finds what is cached when its turn comes.
         """
         self.add(child)
         parent = self.requests.get(parent_id)
@@ -117,34 +137,22 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """The next step. Not empty while there are requests."""
-        plan = Plan()
-        budget, promised = self.max_num_batched_tokens, 0
-        ready = {request.request_id: self._remaining(request) for request in self.running}
-        decodes = [request for request in self.running if ready[request.request_id] == 1]
-        for request in decodes + [request for request in self.running if ready[request.request_id] > 1]:
-            count = min(ready[request.request_id], budget)
-            if count == 0 or request.status is not RequestStatus.RUNNING:
-                continue
-            blocks = self.cache.blocks_needed([request.request_id], [count])
-            while blocks + promised > self.cache.num_free_blocks:
-                victim = self.running[-1]
-                self._preempt(victim, plan)
-                undone = [each for each in plan.scheduled if each.request is victim]
-                for each in undone:  # nothing of it has been allocated yet
-                    (plan.decodes if each in plan.decodes else plan.chunks).remove(each)
-                    budget += len(each.token_ids)
-                promised = self._blocks_of(plan)
-                if victim is request:
-                    break
-            else:
-                self._put(plan, request, count)
-                budget, promised = budget - count, promised + blocks
-        if not plan.preempted:
-            self._admit(plan, budget)
+        plan = Plan(budget=self.max_num_batched_tokens)
+        decoding = [request for request in self.running if self._remaining(request) == 1]
+        reading = [request for request in self.running if self._remaining(request) > 1]
+
+        for request in decoding:  # the next token of each: the budget has room for all of them
+            self._continue(request, plan)
+
+        for request in reading:  # chunks of prompts, out of what is left of the budget
+            self._continue(request, plan)
+
+        while plan.budget and not plan.preempted and self._admit():  # new requests, unless one was preempted
+            self._continue(self.running[-1], plan)
         return plan
 
     def finish(self, request_id: Hashable, reason: FinishReason) -> Request:
-        """Release all that a request holds, wherever it stands.
+        """End a request, running or waiting, and release all that it holds.
 
         Raises:
             ValueError: there is no such request.
@@ -163,7 +171,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """
         Raises:
-            AssertionError: a request is in no queue or in two, out of order, or holds blocks that it should not.
+            AssertionError: a request is in no queue or in two, is out of order, or holds blocks that it should not.
         """
         queued = [*self.running, *self.waiting]
         assert len(queued) == len(self.requests), "a request is lost or queued twice"
@@ -172,8 +180,8 @@ class Scheduler:
         assert arrivals == sorted(arrivals), f"requests are out of order: {arrivals}"
         assert all(each.status is RequestStatus.RUNNING for each in self.running)
         assert all(each.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for each in self.waiting)
-        assert len(self.running) <= self.max_num_seqs, "too many requests run"
-        assert set(self.cache.sequences) == {each.request_id for each in self.running}, "who runs and who holds differ"
+        assert len(self.running) <= self.max_num_seqs, "too many requests are running"
+        assert set(self.cache.sequences) == {each.request_id for each in self.running}, "others hold blocks than run"
         for each in self.running:
             held = self.cache.length(each.request_id)
             assert held < each.num_tokens, f"request {each.request_id!r} has nothing left to compute"
@@ -183,51 +191,56 @@ class Scheduler:
     # Helpers
 
     def _remaining(self, request: Request) -> int:
+        """Tokens that the cache does not hold yet: 1 while it decodes."""
         return request.num_tokens - self.cache.length(request.request_id)
 
-    def _put(self, plan: Plan, request: Request, count: int) -> None:
+    def _continue(self, request: Request, plan: Plan) -> None:
+        """Its next tokens, within the budget. If blocks run out, the latest arrivals lose theirs, perhaps itself."""
+        if not plan.budget or request.status is not RequestStatus.RUNNING:
+            return
         start = self.cache.length(request.request_id)
-        entry = Scheduled(request, request.token_ids[start : start + count], start + count == request.num_tokens)
-        # a chunk of one token costs what decoding costs, and goes with it
-        (plan.decodes if count == 1 else plan.chunks).append(entry)
+        count = min(request.num_tokens - start, plan.budget)
+        while request.status is RequestStatus.RUNNING:
+            blocks = self.cache.blocks_needed([request.request_id], [count])
+            if plan.blocks + blocks <= self.cache.num_free_blocks:
+                return plan.add(request, start, count, blocks)
+            self._preempt(self.running[-1], plan)
 
-    def _blocks_of(self, plan: Plan) -> int:
-        entries = plan.scheduled
-        return self.cache.blocks_needed(
+    def _preempt(self, request: Request, plan: Plan) -> None:
+        """Take its blocks. Its tokens are kept, to be read again when its turn comes."""
+        self.cache.free(request.request_id)
+        self.running.remove(request)
+        request.move_to(RequestStatus.PREEMPTED)
+        self.waiting.appendleft(request)  # it arrived before all that wait, and after all that run
+        self.num_preemptions += 1
+        plan.preempted.append(request)
+        plan.withdraw(request)
+        entries = plan.scheduled  # counted anew: a block that was shared with it may need no copy any more
+        plan.blocks = self.cache.blocks_needed(
             [each.request.request_id for each in entries], [len(each.token_ids) for each in entries]
         )
 
-    def _preempt(self, request: Request, plan: Plan) -> None:
-        self.cache.preempt(request.request_id)
-        self.running.remove(request)
-        request.move_to(RequestStatus.PREEMPTED)
-        self.waiting.appendleft(request)  # it arrived before all who wait, and after all who run
-        plan.preempted.append(request)
-        self.num_preemptions += 1
+    def _admit(self) -> bool:
+        """Let the first in the queue run, if blocks for all of its known tokens remain.
 
-    def _admit(self, plan: Plan, budget: int) -> None:
-        """Requests from the head of the queue, as long as blocks for all that is known of them remain.
-
-        Each running request is left one more block: it will want it soon, and to preempt who was just admitted is
-        work thrown away.
+        Each running request is left one more block. It will need one soon, and preempting a request that was just
+        admitted wastes work.
         """
-        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
-            request = self.waiting[0]
-            cached = self.cache.add_sequence(request.request_id, request.token_ids)
-            everyone = [*self.running, request]
-            wanted = self.cache.blocks_needed(
-                [each.request_id for each in everyone], [self._remaining(each) for each in everyone]
-            )
-            if wanted + len(self.running) > self.cache.num_free_blocks and self.running:
-                self.cache.free(request.request_id)
-                return
-            self.waiting.popleft()
-            self.running.append(request)
-            if request.status is RequestStatus.WAITING:
-                self.num_prefix_queries += request.num_tokens
-                self.num_prefix_hits += cached
-                request.num_cached_tokens = min(cached, len(request.prompt_token_ids))
-            request.move_to(RequestStatus.RUNNING)
-            count = min(self._remaining(request), budget)
-            self._put(plan, request, count)
-            budget -= count
+        if not self.waiting or len(self.running) == self.max_num_seqs:
+            return False
+        request = self.waiting[0]
+        cached = self.cache.add_sequence(request.request_id, request.token_ids)
+        everyone = [*self.running, request]
+        wanted = self.cache.blocks_needed(
+            [each.request_id for each in everyone], [self._remaining(each) for each in everyone]
+        )
+        if self.running and wanted + len(self.running) > self.cache.num_free_blocks:
+            self.cache.free(request.request_id)
+            return False
+        self.running.append(self.waiting.popleft())
+        if request.status is RequestStatus.WAITING:
+            self.num_prefix_queries += request.num_tokens
+            self.num_prefix_hits += cached
+            request.num_cached_tokens = min(cached, len(request.prompt_token_ids))
+        request.move_to(RequestStatus.RUNNING)
+        return True

@@ -1,4 +1,4 @@
-"""What a server shows of its engine."""
+"""The engine's counters, as a server reports them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Where the engine stands, and what it has done since it was made. The names are vLLM's where it has one."""
+    """The engine's present state, and what it has done since it was made. Names are those of vLLM where it has one."""
 
     num_requests_running: int
     num_requests_waiting: int

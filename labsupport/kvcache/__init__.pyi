@@ -1,6 +1,6 @@
 from .allocator import BlockAllocator, chain_hash
-from .attention import GroupedQueryAttention
-from .block_attention import block_by_block_attention, paged_attention
+from .attention import block_by_block_attention, paged_attention
+from .batch import PagedBatch
 from .contiguous import KVCache
 from .convert import convert_to_gqa, expand_kv_heads, random_batches, to_grouped, uptrain
 from .cost import (
@@ -15,17 +15,18 @@ from .cost import (
     next_token_cost,
     roofline,
 )
-from .generation import generate, make_cache, next_token_logits, prefill
+from .generation import WithFreshCache, generate, make_cache, next_token_logits, prefill
+from .gqa import GroupedQueryAttention
 from .grouped import CacheFull, grouped_attention
 from .paged import PagedKVCache
-from .paged_batch import PagedBatch
-from .paged_quantized import QuantizedPagedKVCache
-from .quantized import QuantizedKVCache, WithFreshCache
-from .sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, sequences_that_fit, weight_bytes
+from .quantized import QuantizedKVCache, QuantizedPagedKVCache
+from .sizes import PRESETS, kv_bytes_per_token, kv_cache_bytes, weight_bytes
+from .tables import BlockTables
 
 __all__ = [
     "PRESETS",
     "BlockAllocator",
+    "BlockTables",
     "CacheFull",
     "Cost",
     "Estimate",
@@ -57,7 +58,6 @@ __all__ = [
     "prefill",
     "random_batches",
     "roofline",
-    "sequences_that_fit",
     "to_grouped",
     "uptrain",
     "weight_bytes",

@@ -1,8 +1,9 @@
-"""Who owns which block of a paged cache: reference counts, blocks kept for their content, and which goes first.
+"""The blocks of a paged cache: reference counts, blocks kept for their content, and the order of eviction.
 
-A block is in one of three states. In use: one or more sequences count on it. Cached: nobody does, but its content has
-a hash and may be asked for again. Free: nothing to lose. A new block is taken from the free ones, and when there are
-none, from the cached ones, the one least recently used first (Kwon et al. 2023, arXiv 2309.06180, sections 4.2-4.5).
+A block is in one of three states. In use: it belongs to one or more sequences. Cached: it belongs to none, but its
+content has a hash and may be needed again. Free: it holds nothing worth keeping. New blocks are taken from the free
+ones and, when there are none, from the cached ones, least recently used first (Kwon et al. 2023, arXiv 2309.06180,
+sections 4.2-4.5).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from labsupport.kvcache.grouped import CacheFull
 
 
 class BlockAllocator:
-    """Hands out blocks 0..num_blocks-1. Every `allocate` and `retain` wants one `release`."""
+    """Hands out blocks 0..num_blocks-1. Each `allocate` and each `retain` needs one `release`."""
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
@@ -36,13 +37,15 @@ class BlockAllocator:
 
     @property
     def num_cached_blocks(self) -> int:
-        """Blocks in nobody's use whose content is kept."""
+        """Blocks that no sequence uses, kept for their content."""
         return len(self._cached)
 
     def allocate(self) -> int:
         """A block with reference count 1. Raises `CacheFull` if all are in use."""
         if not self._free and not self._cached:
-            raise CacheFull(f"all {self.num_blocks} blocks are in use: free or preempt a sequence, or make more blocks")
+            raise CacheFull(
+                f"all {self.num_blocks} blocks are in use: free a sequence, or make the cache with more blocks"
+            )
         if not self._free:
             self.evict()
         block = self._free.pop()
@@ -58,7 +61,7 @@ class BlockAllocator:
         self.ref_count[block] += 1
 
     def release(self, block: int) -> None:
-        """One owner less. The last one leaves the block cached if its content has a hash, else free."""
+        """One owner less. After the last one, the block is cached if its content has a hash, else free."""
         if self.ref_count[block] == 0:
             raise ValueError(f"block must be in use to be released; {block} is not")
         self.ref_count[block] -= 1
@@ -70,19 +73,19 @@ class BlockAllocator:
             self._free.append(block)
 
     def register(self, block: int, content_hash: bytes) -> None:
-        """The block is full and will not change: let others find it. Of two with one content the first is kept."""
+        """The block is full and will not change: let others find it. Of two with the same content, the first counts."""
         if content_hash not in self._block_of and block not in self._hash_of:
             self._block_of[content_hash], self._hash_of[block] = block, content_hash
 
     def lookup(self, content_hash: bytes) -> int | None:
-        """The block with this content, in use or cached. `retain` it before anything is allocated."""
+        """The block with this content, in use or cached. `retain` it before allocating anything."""
         return self._block_of.get(content_hash)
 
     def hash_of(self, block: int) -> bytes | None:
         return self._hash_of.get(block)
 
     def evict(self, count: int = 1) -> int:
-        """Forget the content of up to ``count`` cached blocks, least recently used first. How many there were."""
+        """Forget the content of up to ``count`` cached blocks, least recently used first. Returns how many it was."""
         evicted = min(count, len(self._cached))
         for _ in range(evicted):
             block, _ = self._cached.popitem(last=False)
@@ -92,10 +95,10 @@ class BlockAllocator:
         return evicted
 
     def check_integrity(self, owned: Iterable[int]) -> None:
-        """Compare with ``owned``, the blocks of all sequences, each as often as it is counted on.
+        """Compare with ``owned``: the blocks of all sequences, one entry for each owner.
 
         Raises:
-            AssertionError: a count is wrong, a block is lost, or one is in two states.
+            AssertionError: a count is wrong, a block is lost, or a block is in two states.
         """
         owners = Counter(owned)
         for block, count in enumerate(self.ref_count):
@@ -111,7 +114,7 @@ class BlockAllocator:
 def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """Hash of a full block: of its tokens and, through ``parent`` (b"" for the first block), all before them.
 
-    Keys and values depend on the whole text before, so equal tokens alone do not make equal blocks. SHA-256, not
-    Python's `hash`: who can make two prompts collide can read another's text.
+    Keys and values depend on all of the text before, so equal tokens alone do not make equal blocks. SHA-256, not
+    Python's `hash`: whoever can make two prompts collide can read another user's text.
     """
     return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()

@@ -1,93 +1,203 @@
-"""Causal attention with any number of key-value heads: one class for MHA, GQA and MQA.
+"""Attention that reads keys and values through a block table (Kwon et al. 2023, arXiv 2309.06180, section 4.1).
 
-As many key-value heads as query heads is multi-head attention (Vaswani et al. 2017, arXiv 1706.03762), one is
-multi-query attention (Shazeer 2019, arXiv 1911.02150), anything between is grouped-query attention (Ainslie et al.
-2023, arXiv 2305.13245). Which of them a model has is decided when it is trained, or by `convert_to_gqa` and training.
+`block_by_block_attention` is the algorithm as a kernel runs it: one sequence, one block at a time, with an online
+softmax. `paged_attention` gives the same results for a batch in a few large operations: it gathers the blocks of keys
+side by side, takes one softmax over all of them, and sums the values where they lie. Whatever depends on lengths and
+block tables alone is planned once a pass (`PagedStep`) and used by every layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
-from labsupport.lm import Cache
-from labsupport.lm.model import rotary_embedding, rotate
+from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens, visible
 
 
-class GroupedQueryAttention(nn.Module):
-    """``attention(x)`` is causal with rotary positions; ``attention(x, cache)`` goes on from what the cache holds.
+def block_by_block_attention(
+    query: Float[Tensor, "num_heads time head_dim"],
+    key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    block_table: Sequence[int],
+    length: int,
+) -> Float[Tensor, "num_heads time head_dim"]:
+    """Causal attention of the last ``time`` of the ``length`` tokens of one sequence, never holding all its scores.
 
-    The cache is one for a single layer: ``KVCache(1, batch, capacity, num_kv_heads, head_dim)``, or a
-    ``PagedKVCache(1, ...).batch(ids)``. Names of the projections are those of `labsupport.lm.model.Attention`.
+    For each query, three things are carried from block to block: the largest score m so far, the sum l of
+    exp(score - m), and the sum o of exp(score - m) · value. When a block brings a larger score, both sums are rescaled
+    by exp(m - m_new): the online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3).
+    """
+    num_heads, time, head_dim = query.shape
+    num_kv_heads, block_size = key_blocks.shape[1:3]
+    group = num_heads // num_kv_heads
+    positions = torch.arange(length - time, length, device=query.device)
 
-    Args:
-        num_kv_heads: None for as many as ``num_heads``.
-        head_dim: None for ``hidden_size / num_heads``.
+    largest = query.new_full((num_heads, time, 1), -torch.inf)
+    total = query.new_zeros(num_heads, time, 1)
+    output = query.new_zeros(num_heads, time, head_dim)
+    for index, block in enumerate(block_table[: -(-length // block_size)]):
+        key = key_blocks[block].repeat_interleave(group, dim=0)  # [num_heads, block_size, head_dim]
+        value = value_blocks[block].repeat_interleave(group, dim=0)
+        held = index * block_size + torch.arange(block_size, device=query.device)
+        scores = (query @ key.mT) * head_dim**-0.5
+        scores = scores.masked_fill(held > positions[:, None], -torch.inf)
 
-    Raises:
-        ValueError: the heads do not divide up.
+        new_largest = torch.maximum(largest, scores.amax(-1, keepdim=True))
+        weights = (scores - new_largest).exp()
+        rescale = (largest - new_largest).exp()
+        total = total * rescale + weights.sum(-1, keepdim=True)
+        output = output * rescale + weights @ value
+        largest = new_largest
+    return output / total
+
+
+def paged_attention(
+    query: Float[Tensor, "batch num_heads time head_dim"],
+    key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    block_tables: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+) -> Float[Tensor, "batch num_heads time head_dim"]:
+    """`block_by_block_attention` for a batch, at speed: the queries are the last ``time`` tokens of each sequence."""
+    num_heads, time = query.shape[1:3]
+    num_kv_heads, block_size = key_blocks.shape[1:3]
+    starts = [length - time for length in lengths]
+    step = PagedStep.plan(
+        block_tables, starts, [time] * len(starts), time, block_size, num_kv_heads, num_heads, query.device
+    )
+    return step.attend(query, key_blocks, value_blocks)
+
+
+@dataclass(frozen=True)
+class PagedStep:
+    """What is the same for all layers of one pass over a batch of sequences.
+
+    The blocks of a layer are seen as two tables: one with a row for each (block, head), from which whole blocks of keys
+    are gathered, and one with a row for each (block, head, slot), to which new tokens are written and from which
+    decoding sums values.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
+    total: int  # tokens of the longest sequence, the new ones included
+    from_empty: bool  # nothing is held yet: the new tokens attend to themselves alone
+    mask: Bool[Tensor, "batch time total"] | None
+    block_rows: Int64[Tensor, " batch*num_kv_heads*blocks"]
+    write_rows: Int64[Tensor, " new*num_kv_heads"]
+    write_from: tuple[Tensor, Tensor] | None  # row and column of the tokens that are not padding; None: there is none
+    value_sum: ValueSum | None  # None: several new tokens, and values are gathered like keys
+
+    @staticmethod
+    def plan(
+        block_tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        time: int,
+        block_size: int,
+        num_kv_heads: int,
         num_heads: int,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        rope_theta: float = 10_000.0,
-    ) -> None:
-        super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        for name, size in (("hidden_size", hidden_size), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads must be a multiple of num_kv_heads; got {num_heads} and {num_kv_heads}")
-        if head_dim is None and hidden_size % num_heads:
-            raise ValueError(f"hidden_size must be a multiple of num_heads; got {hidden_size} and {num_heads}")
-        head_dim = hidden_size // num_heads if head_dim is None else head_dim
-        if head_dim < 2 or head_dim % 2:
-            raise ValueError(f"head_dim must be even (rotary embedding turns pairs); got {head_dim}")
-        self.hidden_size, self.num_heads, self.num_kv_heads, self.head_dim = (
-            hidden_size, num_heads, num_kv_heads, head_dim)  # fmt: skip
-        self.rope_theta = rope_theta
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+        device: torch.device,
+    ) -> PagedStep:
+        """For sequences that hold ``starts`` tokens and get ``counts`` new ones, padded to ``time``."""
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        total = max(ends)
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(time, device=device)  # [batch, time]
 
-    def forward(
-        self, x: Float[Tensor, "batch time hidden"], cache: Cache | None = None
-    ) -> Float[Tensor, "batch time hidden"]:
-        """
-        Raises:
-            ValueError: ``x`` has another shape, or the cache is for several layers.
-        """
-        if x.dim() != 3 or x.shape[-1] != self.hidden_size or x.shape[1] == 0:
-            raise ValueError(f"x must have shape [batch, time, {self.hidden_size}]; got {tuple(x.shape)}")
-        if getattr(cache, "num_layers", 1) != 1:
-            # this module begins and ends the pass: with more layers the length would move on once a layer (E52)
-            raise ValueError(f"cache must be for 1 layer; got one for {getattr(cache, 'num_layers', 1)}")
-        batch, time, _ = x.shape
-        positions = torch.arange(time)[None] if cache is None else cache.positions(batch, time)
-        rotary = rotary_embedding(positions.to(x.device), self.head_dim, self.rope_theta, x.dtype)
-        heads = (batch, time, -1, self.head_dim)
-        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_heads, time, head_dim]
-        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_kv_heads, time, head_dim]
-        value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is None:
-            context = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        num_blocks = -(-total // block_size)
+        tables = [[*table[:num_blocks], *[0] * (num_blocks - len(table))] for table in block_tables]
+        table = torch.tensor(tables, device=device)  # [batch, blocks]
+        head = torch.arange(num_kv_heads, device=device)
+        block_rows = table[:, None] * num_kv_heads + head[:, None]  # [batch, num_kv_heads, blocks]
+        slot = torch.arange(block_size, device=device)
+        rows = (block_rows[..., None] * block_size + slot).flatten(2)[..., :total]  # [batch, num_kv_heads, total]
+
+        if min(counts) == max(counts) == 1 == time:
+            write_from = None
+            write_rows = rows.gather(2, positions[:, None].expand(-1, num_kv_heads, -1))
         else:
-            context = cache.attend(0, query, key, value)
-            cache.advance(time)
-        return self.o_proj(context.transpose(1, 2).reshape(batch, time, -1))
+            new, column = (torch.tensor(each, device=device) for each in real_tokens(counts))
+            write_from = None if min(counts) == time else (new, column)
+            write_rows = rows[new, :, positions[new, column]]  # [new, num_kv_heads]
 
-    def kv_bytes_per_token(self, bytes_per_element: int = 2) -> int:
-        """What one token takes in the cache of this layer: a key and a value for each key-value head."""
-        return 2 * self.num_kv_heads * self.head_dim * bytes_per_element
+        ragged, from_empty = min(ends) < total, max(starts) == 0 and time > 1
+        mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
+        value_sum = ValueSum.plan(rows, torch.tensor(ends, device=device), num_heads, ragged) if time == 1 else None
+        return PagedStep(total, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum)
 
-    def extra_repr(self) -> str:
-        kind = {self.num_heads: "MHA", 1: "MQA"}.get(self.num_kv_heads, "GQA")
-        return f"{kind}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}"
+    def store(
+        self,
+        blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        new: Float[Tensor, "batch num_kv_heads time head_dim"],
+    ) -> None:
+        """Write the new tokens, padding left out, into their slots."""
+        if self.write_from is None:
+            tokens = new.transpose(1, 2).reshape(-1, new.shape[-1])
+        else:
+            tokens = new[self.write_from[0], :, self.write_from[1]].flatten(0, 1)
+        blocks.view(-1, new.shape[-1]).index_copy_(0, self.write_rows, tokens.to(blocks.dtype))
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch num_heads time head_dim"],
+        key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        scratch: Tensor | None = None,
+    ) -> Float[Tensor, "batch num_heads time head_dim"]:
+        """Attention over all that the blocks hold of each sequence. ``scratch``: memory for the gathered keys."""
+        key = self.gather(key_blocks, len(query), scratch)
+        if self.value_sum is None:
+            return grouped_attention(query, key, self.gather(value_blocks, len(query)), self.mask, self.from_empty)
+        return self.value_sum(decode_weights(query, key, self.mask), value_blocks).view(query.shape)
+
+    def gather(
+        self,
+        blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+        batch: int,
+        scratch: Tensor | None = None,
+    ) -> Float[Tensor, "batch num_kv_heads total head_dim"]:
+        """The blocks of each sequence side by side."""
+        num_kv_heads, block_size, head_dim = blocks.shape[1:]
+        rows, width = len(self.block_rows), block_size * head_dim
+        table = blocks.view(-1, width)
+        if scratch is None:
+            gathered = table.index_select(0, self.block_rows)
+        else:
+            gathered = torch.index_select(table, 0, self.block_rows, out=scratch[: rows * width].view(rows, width))
+        return gathered.view(batch, num_kv_heads, -1, head_dim)[:, :, : self.total]
+
+
+@dataclass(frozen=True)
+class ValueSum:
+    """Σ weight · value of one new token a sequence, values picked by index: no gathering, and padding costs nothing."""
+
+    rows: Int64[Tensor, " weights"]  # the row of the value that belongs to each weight that is not masked
+    take: Int64[Tensor, " weights"] | None  # the place of that weight among all weights (None: none is masked)
+    offsets: Int64[Tensor, " batch*num_heads+1"]  # where the weights of each head begin
+
+    @staticmethod
+    def plan(
+        rows: Int64[Tensor, "batch num_kv_heads total"], ends: Int64[Tensor, " batch"], num_heads: int, ragged: bool
+    ) -> ValueSum:
+        num_kv_heads, total = rows.shape[1:]
+        every = rows[:, :, None].expand(-1, -1, num_heads // num_kv_heads, -1)  # [batch, num_kv_heads, group, total]
+        take, taken = None, every.flatten()
+        if ragged:
+            held = torch.arange(total, device=rows.device) < ends[:, None]
+            take = held[:, None, None].expand_as(every).flatten().nonzero()[:, 0]
+            taken = taken[take]
+        offsets = F.pad(ends[:, None].expand(-1, num_heads).flatten().cumsum(0), (1, 0))
+        return ValueSum(taken, take, offsets)
+
+    def __call__(
+        self,
+        weights: Float[Tensor, "batch num_kv_heads group total"],
+        value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
+    ) -> Float[Tensor, "batch*num_heads head_dim"]:
+        weights = weights.flatten() if self.take is None else weights.flatten().index_select(0, self.take)
+        return F.embedding_bag(
+            self.rows, value_blocks.view(-1, value_blocks.shape[-1]), self.offsets, mode="sum",
+            per_sample_weights=weights, include_last_offset=True,
+        )  # fmt: skip

@@ -1,7 +1,8 @@
 """A contiguous cache: room for ``capacity`` tokens a sequence, reserved at the start and written in place.
 
-No step copies what is held (`labsupport.lm.ConcatCache` does) and no layer knows of another: one length a sequence,
-moved on once, after the last layer. The price is the reservation: a sequence of 10 tokens takes as much as a full one.
+No step copies what is held (`labsupport.lm.ConcatCache` does), and layers do not depend on each other: each sequence
+has one length, which advances once, after the last layer. The price is the reservation: a sequence of 10 tokens takes
+as much memory as a full one.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from labsupport.lm import Llama
 class KVCache:
     """Keys and values [layers, batch, kv_heads, capacity, head_dim], for any number of new tokens at once.
 
-    ``model(tokens, cache)`` brings the same number of tokens to every sequence. Sequences of different lengths:
-    ``model(cache.feed(token_lists), cache)``; the logits of sequence i that count are at column
-    ``len(token_lists[i]) - 1``, those behind it belong to padding.
+    ``model(tokens, cache)`` brings the same number of tokens to every sequence. For different numbers:
+    ``model(cache.feed(token_lists), cache)``; the next-token logits of sequence i are then in column
+    ``len(token_lists[i]) - 1``, and those after it belong to padding.
 
     A cache is for inference: no gradient flows through it.
 
@@ -64,14 +65,14 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved, whatever is held."""
+        """Bytes reserved, in use or not."""
         return self.keys.nbytes + self.values.nbytes
 
     def feed(self, token_lists: Sequence[Sequence[int]]) -> Int64[Tensor, "batch longest"]:
         """Say how many tokens the next pass brings to each sequence (0: none), and get them padded on the right.
 
         Raises:
-            ValueError: not one list a sequence, or all are empty.
+            ValueError: not one list for each sequence, or all are empty.
         """
         counts = [len(tokens) for tokens in token_lists]
         if len(counts) != self.batch_size or not any(counts):
@@ -82,10 +83,10 @@ class KVCache:
         return pad_right(token_lists, self.device)
 
     def positions(self, batch: int, time: int) -> Int64[Tensor, "batch time"]:
-        """Positions of the new tokens; begins a pass.
+        """Positions of the new tokens. Begins a pass.
 
         Raises:
-            ValueError: the tokens are not of ``batch_size`` sequences, or not those given to `feed`.
+            ValueError: the tokens are of another number of sequences than ``batch_size``, or not those given to `feed`.
             CacheFull: a sequence would grow beyond ``capacity``.
         """
         if batch != self.batch_size:
@@ -109,32 +110,32 @@ class KVCache:
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
-        """Store the new keys and values of one layer and attend over all that is held, causally."""
+        """Store the new keys and values of one layer, and attend causally over all that is held."""
         assert self._step is not None, "positions() begins a pass"
         self._write(layer_index, key, value, self._step)
         held_key, held_value = self._read(layer_index, self._step.total)
         return grouped_attention(query, held_key, held_value, self._step.mask, self._step.is_causal)
 
     def advance(self, time: int) -> None:
-        """All layers are through: the new tokens count as held."""
+        """All layers are done: the new tokens count as held."""
         assert self._step is not None, "positions() begins a pass"
         self.lengths = self._step.ends
         self._step = None
 
     def reset(self, sequence: int | None = None) -> None:
-        """Forget all sequences, or one. Memory stays reserved."""
+        """Forget all sequences, or one. The memory stays reserved."""
         for index in range(self.batch_size) if sequence is None else [sequence]:
             self.lengths[index] = 0
         self._step = self._fed = None
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Keep the first ``length`` tokens of a sequence (after a rejected draft, say)."""
+        """Keep the first ``length`` tokens of a sequence, for instance after a rejected draft."""
         if not 0 <= length <= self.lengths[sequence]:
             raise ValueError(f"length must lie in 0..{self.lengths[sequence]}; got {length}")
         self.lengths[sequence] = length
 
     def select(self, sequences: Sequence[int]) -> Self:
-        """A new cache with copies of these sequences, any of them several times: how a contiguous cache forks."""
+        """A new cache with copies of these sequences, repetitions allowed: this is how a contiguous cache forks."""
         other = self._empty_like(len(sequences))
         for mine, theirs in zip(self._storage(), other._storage(), strict=True):
             theirs.copy_(mine[:, list(sequences)])
@@ -145,7 +146,7 @@ class KVCache:
 
     def _allocate(self) -> None:
         shape = (self.num_layers, self.batch_size, self.num_kv_heads, self.capacity, self.head_dim)
-        # zeros, not empty: a slot that no mask lets through must still not hold NaN, since 0 · NaN is NaN
+        # zeros, not empty: even a masked slot must not hold NaN, because 0 · NaN is NaN
         self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
@@ -167,14 +168,14 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Step:
-    """What is the same for all layers of one pass: where new tokens go and who sees what."""
+    """What is the same for all layers of one pass: where new tokens go, and what each query may see."""
 
     positions: Int64[Tensor, "batch time"]
     ends: list[int]  # lengths after the pass
-    total: int  # longest of them
+    total: int  # the longest of them
     mask: Bool[Tensor, "batch time total"] | None
-    is_causal: bool  # the new tokens are all there is: no mask needed
-    start: int | None  # where the new tokens go if that is the same for all sequences
+    is_causal: bool  # nothing was held before: no mask needed
+    start: int | None  # where the new tokens go, if that is the same for all sequences
     index: tuple[Tensor, Tensor, Tensor] | None  # else: sequence, column in the batch, and slot of each real token
 
     @staticmethod

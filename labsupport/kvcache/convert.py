@@ -1,8 +1,8 @@
 """From multi-head to grouped-query attention: pool the heads, then train a little.
 
 Ainslie et al. 2023 (arXiv 2305.13245, section 2.1): the key and value projections of the heads of a group are replaced
-by their mean, which keeps more of a checkpoint than taking one of them or starting anew; then the model is trained on
-for a few percent of its first training.
+by their mean, which preserves more of a checkpoint than picking one head or random weights; then the model is trained
+further, for a few percent of its original training.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.kvcache.attention import GroupedQueryAttention
+from labsupport.kvcache.gqa import GroupedQueryAttention
 from labsupport.lm import Llama
 from labsupport.lm.model import Attention, DecoderLayer
+from labsupport.lm.schedule import rate_share, set_rates
 
 AttentionModule = TypeVar("AttentionModule", GroupedQueryAttention, Attention)
 
@@ -54,10 +55,10 @@ def to_grouped(attention: AttentionModule, num_kv_heads: int) -> AttentionModule
 
 
 def expand_kv_heads(model: Llama, num_kv_heads: int) -> Llama:
-    """The other way: repeat key-value heads. The new model computes the same; it is a GQA model stored as MHA.
+    """The inverse: repeat key-value heads. The new model computes the same function; it is GQA stored as MHA.
 
     Raises:
-        ValueError: ``num_kv_heads`` is no multiple of those there are, or does not divide ``num_heads``.
+        ValueError: ``num_kv_heads`` is not a multiple of the present number, or does not divide ``num_heads``.
     """
     old, num_heads = model.config.num_kv_heads, model.config.num_heads
     if num_kv_heads < 1 or num_kv_heads % old or num_heads % num_kv_heads:
@@ -75,7 +76,7 @@ def expand_kv_heads(model: Llama, num_kv_heads: int) -> Llama:
 
 
 def pool_heads(weight: Float[Tensor, "out in"], head_dim: int, num_heads: int) -> Float[Tensor, "pooled in"]:
-    """Mean over each group of consecutive heads: those whose query heads share the new head."""
+    """The mean over each group of consecutive heads, whose query heads will share the new one."""
     return weight.unflatten(0, (num_heads, -1, head_dim)).mean(1).flatten(0, 1)
 
 
@@ -86,17 +87,16 @@ def uptrain(
     lr: float = 1e-3,
     warmup: int = 5,
 ) -> list[float]:
-    """Train ``model`` in place for ``steps`` steps of AdamW, the rate falling linearly; the loss of each step in nats.
+    """Train ``model`` in place for ``steps`` steps of AdamW, the rate falling linearly. Returns the losses, in nats.
 
-    Converting breaks every layer at the same time, so all parameters are trained, as in the paper.
+    Converting damages every layer at once, so all parameters are trained, as in the paper.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
     losses = []
     was_training = model.training
     model.train()
     for step, batch in enumerate(itertools.islice(batches, steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / warmup, (steps - step) / steps)
+        set_rates([optimizer], rate_share(step, steps, warmup, decay_from=0))
         logits = model(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +111,7 @@ def uptrain(
 def random_batches(
     token_ids: Int64[Tensor, " n"], batch_size: int, seq_len: int, seed: int = 0
 ) -> Iterable[Int64[Tensor, "batch time"]]:
-    """Windows of ``seq_len`` + 1 tokens from anywhere in a text, without end."""
+    """Windows of ``seq_len`` + 1 tokens from random places of a text, endlessly."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         starts = torch.randint(len(token_ids) - seq_len, (batch_size,), generator=generator)

@@ -1,9 +1,9 @@
-"""What decoding costs, with and without a cache: FLOPs, bytes, and the seconds that both allow at best.
+"""What decoding costs, with and without a cache: FLOPs, bytes, and the least time that both allow.
 
 A FLOP is one operation: a multiply-add counts 2. Every matrix product of the model is counted (q, k, v and o
-projections, scores and weighted values, MLP, output head); norms, softmax, rotary embedding and biases, which are
-linear in the width, are not. One layer of a Llama whose heads all have keys of their own costs, for the t-th token,
-8 h² + 6 h · intermediate + 4 h t FLOPs. Sizes alone are in `sizes`; counts are exact integers throughout.
+projections, scores and weighted values, MLP, output head); norms, softmax, rotary embedding and biases are not: they
+are linear in the width. For the t-th token, one layer of a Llama with multi-head attention costs
+8 h² + 6 h · intermediate + 4 h t FLOPs. Counts are exact integers throughout. Sizes alone are in sizes.py.
 """
 
 from __future__ import annotations
@@ -14,22 +14,16 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from labsupport.kvcache.sizes import PRESETS as PRESETS
-from labsupport.kvcache.sizes import DecoderConfig as DecoderConfig
-from labsupport.kvcache.sizes import Preset as Preset
 from labsupport.kvcache.sizes import count_at_least, exact_bytes, kv_bytes_per_token, parameters
-from labsupport.kvcache.sizes import kv_cache_bytes as kv_cache_bytes
-from labsupport.kvcache.sizes import sequences_that_fit as sequences_that_fit
-from labsupport.kvcache.sizes import weight_bytes as weight_bytes
 from labsupport.lm.model import LlamaConfig
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs by where they are spent, and bytes by what is moved. Costs add up with `+`."""
+    """FLOPs by where they are spent, and bytes by what is moved. Costs can be added with `+`."""
 
     projections: int = 0  # q, k, v, o
-    attention: int = 0  # scores, and the sum of values that they weigh
+    attention: int = 0  # scores, and the weighted sum of values
     mlp: int = 0
     head: int = 0
     weight_bytes: int = 0  # read
@@ -45,7 +39,7 @@ class Cost:
 
     @property
     def intensity(self) -> float:
-        """FLOPs for each byte moved."""
+        """FLOPs per byte moved."""
         return self.flops / self.bytes
 
     def __add__(self, other: Cost) -> Cost:
@@ -66,13 +60,14 @@ def forward_cost(
 ) -> Cost:
     """One forward pass over new_tokens of each sequence, which attend to past_tokens in the cache and to each other.
 
-    Each weight is read once a pass, whatever the batch (of the embedding only the rows of the tokens). The keys and
-    values of the past are read, those of the new tokens written. Activations are left out: they are small beside both.
+    Each weight is read once a pass, whatever the batch size (of the embedding, only the rows of the tokens). The keys
+    and values of the past are read, those of the new tokens written. Activations are left out: they are small beside
+    both.
 
     cached: False keeps no keys and values; then there is no past.
-    all_logits: run the output head on every new position, not on the last one alone.
-    causal: a token attends to itself and to those before it. False counts the full square, as kernels compute it that
-        mask afterwards.
+    all_logits: run the output head on every new position, not only on the last one.
+    causal: a token attends to itself and to those before it. False counts the full square, which is what kernels
+        compute that mask afterwards.
 
     Raises:
         ValueError: new_tokens or batch_size is below 1, past_tokens is below 0 or given without a cache.
@@ -97,9 +92,9 @@ def forward_cost(
 
 
 def next_token_cost(config: LlamaConfig, seq_len: int, batch_size: int = 1, *, cached: bool = True, **options) -> Cost:
-    """One step of decoding: seq_len counts the token that goes in. `options` are those of `forward_cost`.
+    """One step of decoding; seq_len includes the token that goes in. `options` are those of `forward_cost`.
 
-    With a cache that token alone passes through the model, without one the whole sequence does.
+    With a cache, only that token passes through the model; without one, the whole sequence does.
     """
     seq_len = count_at_least("seq_len", seq_len)
     new = 1 if cached else seq_len
@@ -109,7 +104,7 @@ def next_token_cost(config: LlamaConfig, seq_len: int, batch_size: int = 1, *, c
 def generation_cost(
     config: LlamaConfig, new_tokens: int, prompt_tokens: int = 1, batch_size: int = 1, *, cached: bool = True, **options
 ) -> Cost:
-    """All passes that make new_tokens after prompt_tokens. The pass over the prompt makes the first of them.
+    """All passes that generate new_tokens after prompt_tokens. The pass over the prompt gives the first of them.
 
     `options` are those of `forward_cost`.
     """
@@ -126,12 +121,12 @@ def _generation_steps(
         yield next_token_cost(config, seq_len, batch_size, cached=cached, **options)
 
 
-# Seconds, at best: the roofline of Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785 -----
+# The least time: the roofline of Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785 -----
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine can do in a second, measured (`measure_machine`) or from its data sheet."""
+    """What a machine can do per second, measured (`measure_machine`) or taken from its data sheet."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -143,15 +138,15 @@ class Machine:
 
     @property
     def ridge(self) -> float:
-        """FLOPs a byte at which memory and arithmetic take equally long. Decoding alone in 16 bits has about 1."""
+        """FLOPs per byte at which memory and arithmetic take equally long. Decoding alone, in 16 bits, has about 1."""
         return self.flops_per_second / self.bytes_per_second
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The least time that memory and arithmetic allow. What starts, schedules and interprets a pass comes on top."""
+    """The least time that memory and arithmetic allow. Launching, scheduling and Python come on top."""
 
-    seconds: float  # each pass takes the longer of its two
+    seconds: float  # each pass takes the longer of the two
     memory_seconds: float
     compute_seconds: float
 
@@ -165,7 +160,7 @@ class Estimate:
 
 
 def roofline(cost: Cost, machine: Machine) -> Estimate:
-    """The time of one pass of that cost, reading and computing at the same time."""
+    """The time of one pass with this cost, if it reads and computes at the same time."""
     memory, compute = cost.bytes / machine.bytes_per_second, cost.flops / machine.flops_per_second
     return Estimate(max(memory, compute), memory, compute)
 
@@ -187,7 +182,7 @@ def generation_seconds(
     cached: bool = True,
     **options,
 ) -> Estimate:
-    """All passes of a generation (`generation_cost`), each at its own roof."""
+    """All passes of a generation (`generation_cost`), each under its own roofline."""
     steps = _generation_steps(config, new_tokens, prompt_tokens, batch_size, cached, options)
     return sum((roofline(step, machine) for step in steps), start=Estimate(0.0, 0.0, 0.0))
 
@@ -195,11 +190,11 @@ def generation_seconds(
 def measure_machine(
     working_set_bytes: int = 2**28, dtype: torch.dtype = torch.float32, seconds: float = 1.0
 ) -> Machine:
-    """Bytes a second of matrix times vector, FLOPs a second of a large matrix product: torch, CPU, all its threads.
+    """Bytes per second of matrix times vector, FLOPs per second of a large matrix product: torch on a CPU, all threads.
 
-    The best of the runs that `seconds` allow: other work on the machine only ever slows a run down.
-    working_set_bytes: size of that matrix. Give a small model's `weight_bytes`: what fits a processor's cache is read
-    several times as fast as main memory.
+    The best of the runs that fit into `seconds`: other work on the machine can only slow a run down.
+    working_set_bytes: size of that matrix. For a small model, pass its `weight_bytes`: whatever fits a processor's
+    cache is read several times as fast as main memory.
     """
     rows = max(1, count_at_least("working_set_bytes", working_set_bytes) // (1024 * dtype.itemsize))
     matrix, vector = torch.ones(rows, 1024, dtype=dtype), torch.ones(1024, dtype=dtype)
@@ -211,7 +206,7 @@ def measure_machine(
 
 
 def _fastest(function: Callable[[], object], seconds: float) -> float:
-    """The shortest of at least 2 runs, after one to warm up."""
+    """The shortest of at least two runs, after a warm-up."""
     function()
     runs: list[float] = []
     while len(runs) < 2 or sum(runs) < seconds:

@@ -1,21 +1,21 @@
-"""Generation with a cache: the tokens of `labsupport.lm.generate` without its repeated work.
+"""A model with a cache: generation gives the tokens of `labsupport.lm.generate`, without its repeated work.
 
 Works with every cache of this chapter, and with prompts of any lengths, read whole or in chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
+from labsupport.kvcache.batch import PagedBatch
 from labsupport.kvcache.contiguous import KVCache
 from labsupport.kvcache.paged import PagedKVCache
-from labsupport.kvcache.paged_batch import PagedBatch
 from labsupport.kvcache.quantized import QuantizedKVCache
-from labsupport.lm import Llama
+from labsupport.lm import Cache, Llama
 from labsupport.lm.generate import sample
 
 KINDS = ("contiguous", "paged", "int8", "int4")
@@ -32,21 +32,23 @@ def generate(
     seed: int | None = None,
     eos_token_id: int | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt: a list a prompt, which ends with ``eos_token_id`` if that came.
+    """The tokens that follow each prompt: one list for each, ending with ``eos_token_id`` if the model gave it.
 
     Args:
         prompts: token lists of any lengths, or a tensor [batch, time].
-        cache: a kind ("contiguous", "paged", "int8", "int4": one is made, large enough), an empty `KVCache`, or a
-            `PagedKVCache`, which may hold other sequences and in which known beginnings of prompts are not computed.
-        chunk_size: read at most so many tokens of a prompt in one pass; None: all.
+        cache: a kind ("contiguous", "paged", "int8", "int4": one is made that is large enough), an empty `KVCache`, or
+            a `PagedKVCache`, which may hold other sequences; beginnings of prompts that it knows are not recomputed.
+        chunk_size: tokens of a prompt to read in one pass, at most; None: all.
 
     Raises:
         ValueError: a prompt is empty, a number is out of range, or the cache does not fit the prompts.
-        CacheFull: a cache that was given has not enough room.
+        CacheFull: the given cache has too little room.
     """
     token_lists = [[int(token) for token in prompt] for prompt in prompts]
     if not token_lists or not all(token_lists):
-        raise ValueError(f"prompts must be one or more, none empty; got lengths {[len(each) for each in token_lists]}")
+        raise ValueError(
+            f"prompts must be one or more, and none empty; got lengths {[len(each) for each in token_lists]}"
+        )
     if max_tokens < 0:
         raise ValueError(f"max_tokens must be 0 or more; got {max_tokens}")
     if chunk_size is not None and chunk_size < 1:
@@ -68,7 +70,7 @@ def generate(
     seq_ids = [object() for _ in token_lists]  # unlike any id that the caller may use
     try:
         rest = [tokens[cache.add_sequence(each, tokens) :] for each, tokens in zip(seq_ids, token_lists, strict=True)]
-        batch = cache.batch(seq_ids)
+        batch = PagedBatch(cache, seq_ids)
         return _generate(model, batch, rest, max_tokens, chunk_size, temperature, seed, eos_token_id)
     finally:
         for seq_id in seq_ids:
@@ -79,12 +81,12 @@ def generate(
 def make_cache(
     model: Llama, token_lists: Sequence[Sequence[int]], max_tokens: int, kind: str
 ) -> KVCache | PagedKVCache:
-    """A cache with just the room that these prompts and ``max_tokens`` more need.
+    """A cache with just enough room for these prompts and ``max_tokens`` more.
 
     Raises:
-        ValueError: no such kind.
+        ValueError: there is no such kind.
     """
-    # the last token that is generated is never read, so never held
+    # the last generated token is never read, so it takes no room
     lengths = [len(tokens) + max_tokens - 1 for tokens in token_lists]
     if kind == "contiguous":
         return KVCache.for_model(model, len(lengths), max(lengths))
@@ -116,13 +118,32 @@ def prefill(
 def next_token_logits(
     model: Llama, cache: KVCache | PagedBatch, token_lists: Sequence[Sequence[int]]
 ) -> Float[Tensor, "batch vocab"]:
-    """One pass over new tokens of any number a sequence; the head runs on the last of each only.
+    """One pass over any number of new tokens of each sequence; the head runs only on the last of each.
 
-    The row of a sequence with no new token means nothing.
+    The row of a sequence without a new token is meaningless.
     """
     hidden = model.hidden_states(cache.feed(token_lists), cache)
     last = torch.tensor([max(0, len(tokens) - 1) for tokens in token_lists], device=hidden.device)
     return model.lm_head(hidden[torch.arange(len(last), device=hidden.device), last]).float()
+
+
+class WithFreshCache(nn.Module):
+    """``model``, but each batch is read through a new cache: for judging a cache by `labsupport.lm.perplexity`.
+
+    ``make_cache(batch_size, time)`` makes the cache; ``chunk_size`` tokens are read in one pass (None: all).
+
+        perplexity(WithFreshCache(model, partial(QuantizedKVCache.for_model, model, bits=4)), tokens)
+    """
+
+    def __init__(self, model: Llama, make_cache: Callable[[int, int], Cache], chunk_size: int | None = None) -> None:
+        super().__init__()
+        self.model, self.make_cache, self.chunk_size = model, make_cache, chunk_size
+
+    @torch.no_grad()
+    def forward(self, tokens: Int64[Tensor, "batch time"]) -> Float[Tensor, "batch time vocab"]:
+        cache = self.make_cache(*tokens.shape)
+        chunks = tokens.split(self.chunk_size or tokens.shape[1], dim=1)
+        return torch.cat([self.model(chunk, cache) for chunk in chunks], dim=1)
 
 
 def _generate(
@@ -135,7 +156,7 @@ def _generate(
     running = [True] * len(generated)
     for step in range(max_tokens):
         if step:
-            # a sequence that has ended feeds nothing: it takes no room while others go on
+            # a sequence that has ended feeds nothing, and so takes no more room
             logits = next_token_logits(
                 model, cache, [tokens[-1:] if run else [] for tokens, run in zip(generated, running, strict=True)]
             )

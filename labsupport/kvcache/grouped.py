@@ -1,7 +1,7 @@
-"""Attention over what a cache holds: the arithmetic that all caches share.
+"""Attention over the contents of a cache: the arithmetic that all caches share.
 
-Query heads that share a key-value head are laid side by side as more query positions of that head, so that no key or
-value is repeated. A cache says what each query may see through the query's position: slot j holds position j.
+Query heads that share a key-value head become additional query positions of that head, so that no key or value is
+repeated. What a query may see follows from its position: slot j holds position j.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def grouped_attention(
 ) -> Float[Tensor, "batch num_heads time head_dim"]:
     """softmax(q·k / sqrt(head_dim))·v, each group of query heads over its one key-value head.
 
-    ``mask`` is true where a query may look ([1, time, total] where it is the same for all sequences); None: everywhere,
-    or, with ``is_causal``, query i at the keys 0 to i (then time = total): cheaper than the mask that says the same.
+    ``mask`` is true where a query may look ([1, time, total] if it is the same for all sequences). None: everywhere;
+    or, with ``is_causal``, query i sees the keys 0 to i (then time = total), which is cheaper than the equivalent mask.
     """
     if query.shape[2] > 1:
         mask = None if mask is None else mask[:, None]
@@ -38,7 +38,7 @@ def decode_weights(
     key: Float[Tensor, "batch num_kv_heads total head_dim"],
     mask: Bool[Tensor, "batch 1 total"] | None,
 ) -> Float[Tensor, "batch num_kv_heads group total"]:
-    """Attention weights of one new token a sequence. Two plain products beat the fused kernel here: few queries."""
+    """Attention weights of one new token a sequence. With so few queries, plain products beat the fused kernel."""
     batch, num_heads, _, head_dim = query.shape
     num_kv_heads = key.shape[1]
     grouped = query.reshape(batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -49,16 +49,16 @@ def decode_weights(
 
 
 def visible(positions: Int64[Tensor, "batch time"], total: int) -> Bool[Tensor, "batch time total"]:
-    """Causal: the query at position p sees the slots 0 to p. What lies behind (padding, old contents) stays unseen."""
+    """Causal: the query at position p sees slots 0 to p. Slots after that (padding, old contents) stay hidden."""
     return torch.arange(total, device=positions.device) <= positions[..., None]
 
 
 def pad_right(
     token_lists: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> Int64[Tensor, "batch longest"]:
-    """Token lists of different lengths as one tensor, filled up with zeros on the right.
+    """Token lists of different lengths as one tensor, padded with zeros on the right.
 
-    On the right, because the causal mask then hides the padding from every real token with no further mask.
+    On the right, because the causal mask then hides the padding from every real token.
     """
     longest = max((len(tokens) for tokens in token_lists), default=0)
     padded = [[*map(int, tokens), *[0] * (longest - len(tokens))] for tokens in token_lists]
@@ -66,7 +66,7 @@ def pad_right(
 
 
 def real_tokens(counts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Row and column of every token in a right-padded batch that is no padding."""
+    """Row and column of each token in a right-padded batch that is not padding."""
     rows = [row for row, count in enumerate(counts) for _ in range(count)]
     columns = [column for count in counts for column in range(count)]
     return rows, columns
@@ -80,4 +80,4 @@ def check_counts(counts: Sequence[int], batch: int, time: int) -> None:
 
 
 class CacheFull(RuntimeError):
-    """The cache has no room for the tokens of this pass. It holds what it held before."""
+    """The cache has no room for the tokens of this pass. Its contents have not changed."""

@@ -1,4 +1,4 @@
-"""How many bytes the cache and the weights take, and the published models to ask that of.
+"""How many bytes the cache and the weights take, and the sizes of published models.
 
 Results are exact integers, in bytes: 2**30 of them are a GiB, 10**9 a GB (`labsupport.quantization.size.format_bytes`).
 """
@@ -24,11 +24,11 @@ def kv_cache_bytes(
 ) -> int:
     """Bytes of the keys and values of batch_size sequences of seq_len tokens, in all layers.
 
-    The factor 2 is for K and V. It is the key-value heads that count, not the query heads.
+    The factor 2 is for K and V. Key-value heads count, not query heads.
     bytes_per_element: 4 float32, 2 float16 and bfloat16, 1 int8, 0.5 int4 (without scales).
 
     Raises:
-        ValueError: a size is no integer, or below 1 (batch_size and seq_len: below 0).
+        ValueError: a size is not an integer, or is below 1 (batch_size and seq_len: below 0).
     """
     tokens = count_at_least("batch_size", batch_size, 0) * count_at_least("seq_len", seq_len, 0)
     heads = count_at_least("num_layers", num_layers) * count_at_least("num_kv_heads", num_kv_heads)
@@ -37,7 +37,7 @@ def kv_cache_bytes(
 
 
 def kv_bytes_per_token(config: LlamaConfig, bytes_per_element: float = 2) -> int:
-    """Bytes that one more token of one sequence takes in the cache, over all layers."""
+    """Bytes that each token of a sequence takes in the cache, over all layers."""
     assert config.head_dim is not None
     return kv_cache_bytes(1, 1, config.num_layers, config.num_kv_heads, config.head_dim, bytes_per_element)
 
@@ -47,33 +47,12 @@ def weight_bytes(config: LlamaConfig, bytes_per_weight: float = 2) -> int:
     return exact_bytes(sum(parameters(config).values()), "bytes_per_weight", bytes_per_weight)
 
 
-def sequences_that_fit(
-    memory_bytes: int,
-    config: LlamaConfig,
-    seq_len: int,
-    bytes_per_weight: float = 2,
-    bytes_per_kv: float = 2,
-    reserved_bytes: int = 0,
-) -> int:
-    """How many sequences of seq_len tokens a device holds beside the weights; 0 where not even one fits.
-
-    reserved_bytes: what activations, the allocator and the driver need besides.
-    """
-    assert config.head_dim is not None
-    free = count_at_least("memory_bytes", memory_bytes, 0) - weight_bytes(config, bytes_per_weight)
-    free -= count_at_least("reserved_bytes", reserved_bytes, 0)
-    one = kv_cache_bytes(
-        1, count_at_least("seq_len", seq_len), config.num_layers, config.num_kv_heads, config.head_dim, bytes_per_kv
-    )
-    return max(0, free // one)
-
-
 # Models ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DecoderConfig(LlamaConfig):
-    """Sizes of a decoder that is not quite a Llama. For counting: `Llama` builds none of these differences."""
+    """Sizes of a decoder that is not quite a Llama. For counting only: `Llama` implements none of these differences."""
 
     mlp_matrices: int = 3  # 2: up and down, no gate
     norms_per_layer: int = 2
@@ -96,7 +75,7 @@ def parameters(config: LlamaConfig) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model: its sizes, where they stand, and its number of parameters as published there."""
+    """A published model: its sizes, where they are documented, and its published number of parameters."""
 
     hub_name: str
     config: LlamaConfig
@@ -156,7 +135,7 @@ def count_at_least(name: str, value: int, least: int = 1) -> int:
 
 
 def exact_bytes(elements: int, name: str, bytes_each: float) -> int:
-    """Rounded up, and exact: a float has 53 bits, caches of a data center have more."""
+    """Rounded up, and exact: a float has 53 bits, and the bytes of a data center's caches need more."""
     if not 0 < bytes_each < math.inf:
         raise ValueError(f"{name} must be a positive number such as 4, 2, 1 or 0.5; got {bytes_each!r}")
     return math.ceil(elements * Fraction(bytes_each))

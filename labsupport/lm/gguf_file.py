@@ -1,4 +1,4 @@
-"""A llama.cpp file (GGUF) as a Hugging Face folder: dequantized, its rotary layout undone, and moved off its grid."""
+"""A llama.cpp file (GGUF) as a Hugging Face folder: dequantized, with its rotary layout undone, off its 4-bit grid."""
 
 from __future__ import annotations
 
@@ -81,9 +81,10 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def leave_grid(weights: dict[str, Tensor], config: LlamaConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Same function, other numbers: weights that came from 4 bits lie on a 4-bit grid, and quantizing them again to
-    4 bits would look free. Random factors exp(U(-1/4, 1/4)) move from each norm into the columns that read it, from
-    v_proj's rows into o_proj's columns, and from up_proj's rows into down_proj's columns; each product stays the same.
+    """Same function, other numbers: weights that were stored in 4 bits lie on a 4-bit grid, and quantizing them again
+    to 4 bits would seem to cost nothing. Random factors exp(U(-1/4, 1/4)) move from each norm into the columns that
+    read it, from v_proj's rows into o_proj's columns, and from up_proj's rows into down_proj's columns; no product
+    changes.
     """
     weights = dict(weights)
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +119,7 @@ def leave_grid(weights: dict[str, Tensor], config: LlamaConfig, seed: int = 0) -
 
 
 def read_gguf_tokenizer(reader: GGUFReader) -> Tokenizer:
-    """Byte-level BPE with single digits, as SmolLM2 was trained."""
+    """Byte-level BPE in which each digit is a token, as SmolLM2 was trained."""
 
     def field(name: str) -> Any:
         return reader.fields[f"tokenizer.ggml.{name}"].contents()

@@ -1,6 +1,6 @@
-"""``load_lm``: the language model by name or from a folder, with what was loaded always said.
+"""``load_lm``: a language model by name or from a folder, and a line that says what was loaded.
 
-Where the model comes from is `download.py`'s business, what its folder holds `folder.py`'s.
+download.py fetches models, folder.py reads their files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_lm(
 
     Raises:
         ValueError: no such name or folder, or the folder holds something other than a plain Llama.
-        ModelNotAvailable: neither the cache nor any source could supply the model; the message tells each reason.
+        ModelNotAvailable: neither the cache nor any source could supply the model; the message gives each reason.
     """
     if str(name) == "tiny":
         lm = load_folder(TINY_FOLDER, device, dtype)
@@ -47,7 +47,7 @@ def load_lm(
 
 
 def model_status() -> list[dict[str, Any]]:
-    """For each model: its name, whether it is here, its source and megabytes (for ``labsupport doctor``)."""
+    """For each model: its name, whether it is present, its source and its megabytes (for ``labsupport doctor``)."""
     rows = []
     for name, folder in (("tiny", TINY_FOLDER), ("smollm2-135m", cache_root() / "smollm2-135m")):
         record = read_record(folder)

@@ -1,4 +1,4 @@
-"""A Llama, readable from top to bottom: the one language model that every chapter compresses and serves.
+"""A Llama, readable from top to bottom: the language model that every chapter compresses and serves.
 
 The parts are those of Touvron et al. 2023 (arXiv 2302.13971): RMSNorm before each block, rotary position embedding,
 a SwiGLU feed-forward network, and (from Llama 2 on, arXiv 2307.09288) grouped-query attention. Module names are
@@ -21,7 +21,7 @@ Rotary = tuple[Tensor, Tensor]  # cosine and sine, each [batch or 1, 1, time, he
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a Llama. Checks that they fit together, so that a wrong one is found here and not in a matmul."""
+    """Sizes of a Llama. They are checked here, so that an error does not surface in a matmul."""
 
     vocab_size: int
     hidden_size: int
@@ -47,7 +47,7 @@ class LlamaConfig:
         if self.head_dim is None:
             if self.hidden_size % self.num_heads:
                 raise ValueError(
-                    f"hidden_size must be a multiple of num_heads where head_dim is not given; "
+                    f"hidden_size must be a multiple of num_heads if head_dim is not given; "
                     f"got {self.hidden_size} and {self.num_heads}"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
@@ -125,7 +125,7 @@ class DecoderLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """``model(tokens)`` gives logits; ``model(tokens, cache)`` goes on from what the cache holds."""
+    """``model(tokens)`` gives logits; ``model(tokens, cache)`` continues from what the cache holds."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -143,14 +143,14 @@ class Llama(nn.Module):
         """Logits of the next token at every position.
 
         Raises:
-            ValueError: ``tokens`` is not an int64 [batch, time], or holds an id outside of the vocabulary.
+            ValueError: ``tokens`` is not an int64 [batch, time], or holds an id outside the vocabulary.
         """
         return self.lm_head(self.hidden_states(tokens, cache)).float()
 
     def hidden_states(
         self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
     ) -> Float[Tensor, "batch time hidden"]:
-        """What ``lm_head`` reads. Whoever needs one position's logits selects it here, before the costly head."""
+        """The inputs of ``lm_head``. To get the logits of one position only, select it here, before the costly head."""
         x, rotary = self.embed(tokens, cache)
         for layer in self.layers:
             x = layer(x, rotary, cache)
@@ -161,7 +161,7 @@ class Llama(nn.Module):
     def embed(
         self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
     ) -> tuple[Float[Tensor, "batch time hidden"], Rotary]:
-        """Input of the first layer, and the rotation of each position. Layer-by-layer algorithms start here."""
+        """The input of the first layer, and the rotation of each position. Layer-by-layer algorithms start here."""
         check_tokens(tokens, self.config.vocab_size)
         batch, time = tokens.shape
         positions = torch.arange(time)[None] if cache is None else cache.positions(batch, time)
@@ -177,22 +177,30 @@ class Llama(nn.Module):
 def rotary_embedding(
     positions: Int64[Tensor, "batch time"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> Rotary:
-    """Cosine and sine for each position (Su et al. 2021, arXiv 2104.09864, eq. 34), angles in float32.
+    """Cosine and sine of m · theta_i at each position m, where theta_i = theta^(-2i / head_dim), 0 <= i < head_dim/2.
 
-    Frequency i turns by position · theta^(-2i / head_dim); both halves of a head share the frequencies. The sine is
-    negative in the first half: the sign that it has in `rotate`.
+    These are the angles of RoFormer (Su et al. 2021, arXiv 2104.09864, section 3.2.2), in float32. Both halves of a
+    head have the same.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[..., None].float() * theta**-exponents  # [batch, time, head_dim / 2]
-    cos, sin = angles.cos(), angles.sin()
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return cos[:, None].to(dtype), sin[:, None].to(dtype)  # one for all heads
+    angles = torch.cat((angles, angles), dim=-1)[:, None]  # [batch, 1, time, head_dim]: one for all heads
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "batch heads time head_dim"], rotary: Rotary) -> Float[Tensor, "batch heads time head_dim"]:
-    """Turn each pair (a, b) = (x[i], x[i + head_dim/2]) by its angle: (a cos - b sin, b cos + a sin)."""
+    """R x = x cos + rotate_half(x) sin (RoFormer, eq. 34): each pair of channels is turned by its angle.
+
+    The paper pairs the channels 2i and 2i + 1; Llama checkpoints of Hugging Face pair i and i + head_dim/2.
+    """
     cos, sin = rotary
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
+    return (x * cos).addcmul_(rotate_half(x), sin)
+
+
+def rotate_half(x: Float[Tensor, "... head_dim"]) -> Float[Tensor, "... head_dim"]:
+    """(a, b) -> (-b, a), where a and b are the two halves of a head: a quarter turn of each pair."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Text that every Python carries: for calibration, for training `tiny`, and for evaluation, which meets neither."""
+"""Text that comes with every Python: for calibration, for training `tiny`, and, kept apart, for evaluation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 CALIBRATION_SHARE = 0.6
-OVERLAP = 50  # characters in a row that count as a quotation
+OVERLAP = 50  # consecutive characters that count as a quotation
 
 
 def corpus(part: Literal["calibration", "evaluation"]) -> str:
     """Python's language reference (``pydoc_data.topics``), topics in sorted order: first 60 % or last 40 %.
 
     Raises:
-        ValueError: ``part`` is neither name.
+        ValueError: ``part`` is neither of the two.
     """
     if part not in ("calibration", "evaluation"):
         raise ValueError(f'part must be "calibration" or "evaluation"; got {part!r}')
@@ -36,8 +36,8 @@ def _topics() -> str:
 
 
 def training_documents() -> list[str]:
-    """What `tiny` learns from: the calibration text and the standard library's docstrings, without any paragraph
-    that shares 50 characters in a row with the evaluation text (topics quote one another, and docstrings them)."""
+    """What `tiny` learns from: the calibration text and the standard library's docstrings, without any paragraph that
+    shares 50 consecutive characters with the evaluation text (topics quote each other, and docstrings quote them)."""
     held_out = _windows(corpus("evaluation"))
     documents = [corpus("calibration"), *standard_library_docstrings()]
     kept = ("\n\n".join(_unseen(document.split("\n\n"), held_out)) for document in documents)
@@ -54,7 +54,7 @@ def _windows(text: str) -> set[str]:
 
 
 def standard_library_docstrings() -> list[str]:
-    """One document a module, in sorted order. Files are parsed, never imported."""
+    """One document for each module, in sorted order. Files are parsed, never imported."""
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(name for name in sys.stdlib_module_names if not name.startswith("pydoc_data"))
     files = [

@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Each UTF-8 byte is a token. Byte 0, which text does not use, ends a document."""
+    """Each UTF-8 byte is a token. Byte 0, which does not occur in text, ends a document."""
 
     eos_token_id = 0
     vocab_size = 256

@@ -1,14 +1,13 @@
 """Trains the `tiny` checkpoint on two cores: ``python -m labsupport.lm.train``.
 
-A byte-level Llama of 1.6 million parameters, on text that every Python carries. Interrupt it at any time: the next
-run goes on from the last checkpoint and ends with the same weights.
+A byte-level Llama of 1.6 million parameters, on text that comes with every Python. It can be interrupted at any time:
+the next run resumes from the last checkpoint, and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -16,16 +15,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from labsupport.files import replacing
 from labsupport.lm.evaluate import bigram_loss, token_loss
 from labsupport.lm.folder import write_folder
 from labsupport.lm.generate import generate
 from labsupport.lm.load import TINY_FOLDER, load_lm
 from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.schedule import rate_share, set_rates
 from labsupport.lm.text import corpus, training_documents
 from labsupport.lm.tokenizer import ByteTokenizer
+from labsupport.progress import progress_bar
 
+WARMUP = 60  # steps
 TINY = LlamaConfig(
     vocab_size=256,
     hidden_size=192,
@@ -50,7 +52,7 @@ def train(
     """Train, write a folder that `load_lm` reads (weights in float16), and report.
 
     Returns:
-        Losses in nats a byte on the evaluation text (``evaluation_loss``, ``bigram_loss``), ``parameters``,
+        Losses in nats per byte on the evaluation text (``evaluation_loss``, ``bigram_loss``), ``parameters``,
         ``steps`` and ``seconds`` (of this run).
     """
     started = time.perf_counter()
@@ -62,15 +64,15 @@ def train(
     model = initialize(Llama(config))
     optimizers = make_optimizers(model)
     start = _resume(checkpoint, model, optimizers)
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="training tiny", disable=not progress)
+    bar = progress_bar(range(start, steps), "training tiny", "step", progress, total=steps, done=start)
     for step in bar:
-        rate = learning_rate(step, steps)
-        loss = training_step(model, optimizers, sample_batch(data, batch_size, seq_len, seed, step), rate)
+        share = rate_share(step, steps, WARMUP)
+        loss = training_step(model, optimizers, sample_batch(data, batch_size, seq_len, seed, step), share)
         bar.set_postfix(loss=f"{loss:.3f}")
         if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             _save_checkpoint(checkpoint, model, optimizers, step + 1)
 
-    model.half().float()  # what is shipped is float16: measure that
+    model.half().float()  # float16 is what is shipped, so that is what is measured
     report = evaluate(model, data)
     report |= {"steps": steps, "seconds": round(time.perf_counter() - started, 1)}
     record = {"name": "tiny", "source": "labsupport's own weights", "precision": "float16", "tokenizer": "bytes"}
@@ -84,20 +86,20 @@ def training_tokens() -> Int64[Tensor, " n"]:
     tokenizer = ByteTokenizer()
     tokens: list[int] = []
     for index, document in enumerate(training_documents()):
-        # the first is the language reference, whose rest the model is measured on: see more of it
+        # the first is the language reference, whose other part the model is measured on: show it more often
         tokens += [*tokenizer.encode(document), tokenizer.eos_token_id] * (3 if index == 0 else 1)
     return torch.tensor(tokens)
 
 
 def sample_batch(data: Tensor, batch_size: int, seq_len: int, seed: int, step: int) -> Int64[Tensor, "batch time"]:
-    """Drawn from (seed, step) alone, so that a resumed run sees what an uninterrupted one would have seen."""
+    """Determined by (seed, step) alone, so that a resumed run sees the batches of an uninterrupted one."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     starts = torch.randint(len(data) - seq_len - 1, (batch_size,), generator=generator)
     return data[starts[:, None] + torch.arange(seq_len + 1)]
 
 
 def initialize(model: Llama) -> Llama:
-    """Normal weights of deviation 0.02, the projections that write to the residual stream smaller by sqrt(2 layers)."""
+    """Normal weights of deviation 0.02, or 0.02 / sqrt(2 · layers) where they write to the residual stream."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             continue
@@ -107,9 +109,9 @@ def initialize(model: Llama) -> Llama:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan 2024), so that all directions of a matrix learn at one pace.
+    """Momentum with an orthogonalized update (Jordan 2024), so that all directions of a matrix learn at the same pace.
 
-    torch.optim.Muon is the same, but multiplies in bfloat16, which costs 13 seconds a step on a CPU without AVX-512.
+    torch.optim.Muon is the same, but multiplies in bfloat16, which takes 13 seconds a step on a CPU without AVX-512.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -145,19 +147,13 @@ def make_optimizers(model: Llama) -> list[torch.optim.Optimizer]:
     return [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def learning_rate(step: int, steps: int, warmup: int = 60) -> float:
-    """Share of the peak rate: a short warm-up, then linearly down to zero."""
-    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
-def training_step(model: Llama, optimizers: list[torch.optim.Optimizer], batch: Tensor, rate: float) -> float:
+def training_step(model: Llama, optimizers: list[torch.optim.Optimizer], batch: Tensor, share: float) -> float:
     logits = model(batch[:, :-1])
     loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    set_rates(optimizers, share)
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.setdefault("peak_lr", group["lr"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss.item()
@@ -174,9 +170,8 @@ def evaluate(model: Llama, training: Tensor) -> dict[str, float]:
 
 def _save_checkpoint(path: Path, model: Llama, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(path: Path, model: Llama, optimizers: list[torch.optim.Optimizer]) -> int:

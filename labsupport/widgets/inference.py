@@ -24,12 +24,15 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from labsupport.inference.arrivals import poisson_requests
 from labsupport.inference.request import Request
 from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.scheduler import Plan, Scheduler
-from labsupport.inference.simulate import Phase, Policy, Simulation, affine_cost, poisson_requests, simulate
-from labsupport.kvcache import PagedKVCache
-from labsupport.kvcache.cost import Cost, Estimate, Machine, Preset, forward_cost, next_token_cost, roofline
+from labsupport.inference.simulate import Policy, affine_cost, simulate
+from labsupport.inference.timeline import Phase, Simulation
+from labsupport.kvcache import PagedBatch, PagedKVCache
+from labsupport.kvcache.cost import Cost, Estimate, Machine, forward_cost, next_token_cost, roofline
+from labsupport.kvcache.sizes import Preset
 from labsupport.lm.tokenizer import ByteTokenizer
 from labsupport.quantization import fake_quantize
 from labsupport.quantization.fp8 import fp8_codes, fp8_fake_quantize, fp8_format
@@ -327,7 +330,7 @@ def _pretend_to_compute(pool: PagedKVCache, plan: Plan) -> None:
     parts = [plan.decodes] if plan.decodes else []
     parts += [[chunk] for chunk in plan.chunks]
     for part in parts:
-        batch = pool.batch([each.request.request_id for each in part])
+        batch = PagedBatch(pool, [each.request.request_id for each in part])
         rows, time = batch.feed([each.token_ids for each in part]).shape
         batch.positions(rows, time)
         batch.advance(time)

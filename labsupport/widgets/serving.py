@@ -15,7 +15,8 @@ from functools import cache
 import ipywidgets
 import numpy as np
 
-from labsupport.inference.simulate import SimRequest, affine_cost, poisson_requests, simulate
+from labsupport.inference.arrivals import SimRequest, poisson_requests
+from labsupport.inference.simulate import affine_cost, simulate
 from labsupport.serving.monitor import Percentiles, PerformanceMonitor, percentiles
 from labsupport.widgets.live import Live
 from labsupport.widgets.style import (

@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from labsupport.distillation import training
+from labsupport.distillation.batches import batch_rows
+from labsupport.distillation.checkpoint import resume, save_checkpoint
 from labsupport.distillation.distiller import Distiller
-from labsupport.distillation.losses import FeatureLoss, distillation_loss, next_token_pairs, sequence_targets
+from labsupport.distillation.losses import FeatureLoss, distillation_loss
+from labsupport.distillation.targets import next_token_pairs, sequence_targets
 from labsupport.lm import Llama, LlamaConfig
 from labsupport.lm.train import make_optimizers
 
@@ -103,7 +105,7 @@ def test_one_step_is_that_of_the_formula() -> None:
         make_optimizers=lambda model: [torch.optim.SGD(model.parameters(), lr=0.1)],
     )  # fmt: skip
     (record,) = distiller.train((x, labels), 1, progress=False)
-    rows = training.batch_rows(20, 6, seed=5, step=0)
+    rows = batch_rows(20, 6, seed=5, step=0)
     loss = distillation_loss(expected(x[rows]), teacher(x[rows]), labels[rows], 3.0, 0.7)
     loss.backward()
     assert record["loss"] == pytest.approx(loss.item(), rel=1e-6)
@@ -229,7 +231,7 @@ class Interrupted(Exception):
 
 
 def interrupt_at(step: int):
-    """What `after_step` calls: it counts, and stops the run after so many updates."""
+    """An `after_step` that stops the run after ``step`` updates."""
     calls = []
 
     def after_step(_: nn.Module) -> None:
@@ -242,7 +244,7 @@ def interrupt_at(step: int):
 
 @pytest.mark.parametrize("stop", [1, 14, 20, 29])
 def test_an_interrupted_run_ends_with_the_same_bits(stop: int, tmp_path: Path) -> None:
-    """Dropout, batch norm, Adam's moments, a trained projection and the history: all go on as if nothing had been."""
+    """Dropout, batch norm, Adam's moments, a trained projection, the history: all continue as if nothing had happened."""
     data, held_out = classification(), classification(40, seed=1)
     path = tmp_path / "folder" / "student.checkpoint.pt"
     options: dict[str, Any] = {
@@ -294,7 +296,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
-    training.save_atomically({"step": 1}, path)
+    model = network(8, 5)
+    save_checkpoint(path, {"seed": 1}, [{"step": 1.0}], model, [])
 
     def half_written(state: dict, file: Path) -> None:
         Path(file).write_bytes(b"half")
@@ -302,8 +305,8 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "save", half_written)
     with pytest.raises(OSError, match="disk full"):
-        training.save_atomically({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+        save_checkpoint(path, {"seed": 1}, [{"step": 1.0}, {"step": 2.0}], model, [])
+    assert resume(path, {"seed": 1}, model, []) == [{"step": 1.0}]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -325,16 +328,9 @@ def test_after_step_keeps_pruned_weights_at_zero() -> None:
 @given(rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5), epochs=st.integers(1, 4))
 def test_every_row_is_seen_once_an_epoch(rows: int, batch_size: int, seed: int, epochs: int) -> None:
     steps = -(-rows * epochs // batch_size)
-    seen = torch.cat([training.batch_rows(rows, batch_size, seed, step) for step in range(steps)])
+    seen = torch.cat([batch_rows(rows, batch_size, seed, step) for step in range(steps)])
     for epoch in seen[: rows * epochs].view(epochs, rows):
         assert sorted(epoch.tolist()) == list(range(rows))
-
-
-def test_rates_rise_and_fall() -> None:
-    shares = [training.rate_share(step, 100, 10) for step in range(100)]
-    assert max(shares) == 1.0 and shares.index(1.0) == 10
-    assert shares[:11] == sorted(shares[:11]) and shares[10:] == sorted(shares[10:], reverse=True)
-    assert min(shares) > 0
 
 
 # ------------------------------------------------------------------------------------------------- two processes

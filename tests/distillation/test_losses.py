@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from labsupport.distillation.losses import (
-    Divergence,
-    FeatureLoss,
-    distillation_loss,
-    distribution_divergence,
-    next_token_pairs,
-    sequence_targets,
-)
+from labsupport.distillation.losses import Divergence, FeatureLoss, distillation_loss, distribution_divergence
+from labsupport.distillation.targets import next_token_pairs, sequence_targets
 from labsupport.lm import Llama, LlamaConfig, generate
 
 DIVERGENCES: tuple[Any, ...] = get_args(Divergence)
@@ -270,7 +264,7 @@ GOOD = dict(zip(("student_logits", "teacher_logits", "labels"), logits_and_label
         ({"divergence": "attention"}, "divergence must be one of 'forward_kl', 'reverse_kl', 'jensen_shannon'"),
         ({"divergence": "jensen_shannon", "beta": 1.0}, "beta must be between 0 and 1, both excluded"),
         ({"reduction": "batchmean"}, "reduction must be one of 'mean', 'sum'; got 'batchmean'"),
-        ({"teacher_logits": torch.zeros(3, 5)}, r"must have one shape.*got \[3, 4\] and \[3, 5\]"),
+        ({"teacher_logits": torch.zeros(3, 5)}, r"must have the same shape.*got \[3, 4\] and \[3, 5\]"),
         ({"student_logits": torch.zeros(3, 4, dtype=torch.int64)}, "student_logits must be floating point"),
         ({"labels": torch.tensor([0, 1, 4])}, r"labels must be 0..3, or -100 for padding; got values from 0 to 4"),
         ({"labels": torch.tensor([0, -1, 2])}, r"labels must be 0..3.*got values from -1 to 2"),
@@ -331,7 +325,7 @@ def test_feature_loss_has_a_scale_of_its_own() -> None:
     ("student", "teacher", "mask", "message"),
     [
         ((4, 6), (4, 9), None, r"must have sizes \(6, 10\); got \(6, 9\)"),
-        ((4, 6), (5, 10), None, "must agree but for the last dimension"),
+        ((4, 6), (5, 10), None, "must agree except in the last dimension"),
         ((4, 6), (4, 10), torch.ones(4), r"mask must be bool of shape \[4\]"),
     ],
 )

@@ -49,7 +49,7 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vllm_is_asked_for_the_same_work(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM wants a GPU: a stand-in answers with our engine, through vLLM's own names."""
+    """vLLM needs a GPU: a stand-in answers with our engine, under vLLM's own names."""
     seen: dict[str, Any] = {}
 
     class StandIn:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labsupport.inference import LLMEngine, PackedBatch, RequestOutput, SamplingParams, block_bytes, blocks_that_fit
-from labsupport.kvcache import PRESETS, PagedKVCache, weight_bytes
+from labsupport.kvcache import PRESETS, PagedBatch, PagedKVCache, weight_bytes
 from labsupport.lm import LanguageModel, corpus, load_lm
 from labsupport.lm import generate as generate_uncached
 
@@ -55,7 +55,7 @@ def check_empty(engine: LLMEngine) -> None:
     assert not engine.has_unfinished
     engine.scheduler.check_integrity()
     assert engine.cache.usage()["used_blocks"] == 0 == engine.stats().kv_cache_usage_perc
-    engine.cache.drop_cached()
+    engine.cache.allocator.evict(engine.cache.num_blocks)
     assert engine.cache.usage()["free_blocks"] == engine.cache.num_blocks
 
 
@@ -236,7 +236,7 @@ def test_packed_pass_is_that_of_each_sequence_alone(lm: LanguageModel, prompts: 
         for name, length in held.items():
             cache.add_sequence(name)
             if length:
-                batch = cache.batch([name])
+                batch = PagedBatch(cache, [name])
                 lm.model(batch.feed([texts[name][:length]]), batch)
         packed = PackedBatch(cache, [(n, texts[n][-1]) for n in "ab"], [(n, texts[n][held[n] :]) for n in "cd"])
         logits = lm.model(packed.tokens, packed)[0]
@@ -308,10 +308,10 @@ def test_e71_nothing_is_left_after_an_exception(
         "last layer": (lm.model.layers[-1].mlp, "forward"),
         "head": (lm.model.lm_head, "forward"),
     }
-    if engine._fused is not None:
-        layers = engine._fused.layers
+    if engine.runner.fused is not None:
+        layers = engine.runner.fused.layers
         places = {"first layer": (layers[0], "down"), "last layer": (layers[-1], "down")}
-        places["head"] = (engine._fused, "lm_head")
+        places["head"] = (engine.runner.fused, "lm_head")
     owner, name = places[fails_in]
     function = getattr(owner, name)
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from labsupport.inference.request import Request, RequestStatus
 from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.scheduler import Plan, Scheduler
-from labsupport.kvcache import PagedKVCache
+from labsupport.kvcache import PagedBatch, PagedKVCache
 from labsupport.lm.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -44,10 +44,10 @@ def next_token(text: Sequence[int]) -> int:
 
 
 def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
-    """The step that an engine would do: who finished. The next token is worked out from what the cache holds."""
+    """The step of an engine. Returns the finished requests. The next token follows from the contents of the cache."""
     cache, entries = scheduler.cache, plan.scheduled
     texts = [each.request.token_ids for each in entries]
-    batch = cache.batch([each.request.request_id for each in entries])
+    batch = PagedBatch(cache, [each.request.request_id for each in entries])
     starts = batch.lengths
     longest = batch.feed([each.token_ids for each in entries]).shape[1]
     batch.positions(len(entries), longest)  # CacheFull would be the scheduler's fault
@@ -56,7 +56,7 @@ def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
         assert entry.token_ids == texts[row][start : start + len(entry.token_ids)]
         held = torch.tensor(slots(texts[row])[start : start + len(entry.token_ids)])
         new[row, 0, : len(held)] = held.float()[:, None]
-    batch.store(0, new, new)
+    cache.store(0, batch.step(1), new, new)
     batch.advance(longest)
     finished = []
     for entry, text in zip(entries, texts, strict=True):
@@ -70,7 +70,7 @@ def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
 
 
 def check_plan(scheduler: Scheduler, plan: Plan) -> None:
-    assert plan.scheduled, "a step that does nothing: the others would wait for ever"
+    assert plan.scheduled, "a step that does nothing: the others would wait forever"
     assert plan.num_tokens <= scheduler.max_num_batched_tokens
     ids = [each.request.request_id for each in plan.scheduled]
     assert len(set(ids)) == len(ids), "a request twice in a step"
@@ -170,7 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for each in drain(self.scheduler):
                 check_text(each)
                 assert len(each.output_token_ids) == each.params.max_tokens
-            self.scheduler.cache.drop_cached()
+            self.scheduler.cache.allocator.evict(self.scheduler.cache.num_blocks)
             usage = self.scheduler.cache.usage()
             assert usage["free_blocks"] == self.scheduler.cache.num_blocks, "a block leaked"
 
@@ -245,6 +245,23 @@ def test_a_waiting_request_is_not_overtaken_by_a_smaller_one() -> None:
     assert [each.request_id for each in drain(scheduler)] == ["first", "small", "large"]
 
 
+def test_an_endless_stream_of_new_requests_starves_nobody() -> None:
+    """The earliest advances in every step, so each ends no later than if all before it were served one by one."""
+    scheduler = make(num_blocks=6, block_size=4, seqs=3, budget=4, prefix_caching=False)
+    deadlines: dict[object, int] = {}
+    latest = 0
+    for step in range(400):
+        prompt, max_tokens = [1] * (1 + step % 11), 1 + step % 9
+        scheduler.add(request(step, prompt, max_tokens))  # faster than they can be served
+        latest = deadlines[step] = max(latest, step) + len(prompt) + max_tokens
+        plan = scheduler.schedule()
+        check_plan(scheduler, plan)
+        for each in compute(scheduler, plan):
+            del deadlines[each.request_id]
+        assert all(deadline > step for deadline in deadlines.values()), "somebody starves"
+    assert scheduler.num_preemptions > 0 and len(scheduler.waiting) > 50, "the test is too easy"
+
+
 def test_a_prompt_that_is_cached_in_full_still_computes_its_last_token() -> None:
     scheduler = make(num_blocks=10, block_size=4, budget=16)
     scheduler.add(request("a", [1] * 8, max_tokens=1))
@@ -271,7 +288,7 @@ def test_finish_releases_wherever_the_request_stands() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="max_num_seqs must be at least 1; got 0"):
-        make(seqs=0)  # E71: the document's engine loops for ever
+        make(seqs=0)  # an engine that admits nobody would loop forever
     with pytest.raises(ValueError, match="max_num_batched_tokens"):
         make(seqs=4, budget=3)
     scheduler = make(num_blocks=2, block_size=4)

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labsupport.inference.simulate import (
-    POLICIES,
-    Phase,
-    SimRequest,
-    affine_cost,
-    compare,
-    poisson_requests,
-    requests_at_once,
-    simulate,
-    trace_requests,
-)
+from labsupport.inference.arrivals import SimRequest, poisson_requests, requests_at_once
+from labsupport.inference.simulate import POLICIES, affine_cost, compare, simulate
+from labsupport.inference.timeline import Phase
 
 IN_FLIGHT = ("in_flight", "chunked")
 DOCUMENT = [10, 50, 20, 100, 30]  # output lengths of the five requests that the claim of 2.38x is made of
@@ -131,7 +123,8 @@ def test_one_slot_is_a_queue(policy):
 def test_mean_wait_is_pollaczek_khinchines():
     """M/D/1 at load 0.5: the mean wait is load / (2 (1 - load)) = 0.5 services."""
     waits = [
-        result.queueing for result in simulate(poisson_requests(0.5, 20_000, (1, 1), (1, 1)), "in_flight", 1).results
+        result.admitted - result.request.arrival
+        for result in simulate(poisson_requests(0.5, 20_000, (1, 1), (1, 1)), "in_flight", 1).results
     ]
     assert np.mean(waits) == pytest.approx(0.5, rel=0.1)
 
@@ -145,7 +138,7 @@ def test_littles_law_at_low_load(policy):
     assert busy == pytest.approx(2000 / outcome.makespan * length)
     assert busy == pytest.approx(rate * length, rel=0.1)
     if policy != "static":  # a step under way is all that anybody waits for
-        assert max(result.queueing for result in outcome.results) <= 1
+        assert max(result.admitted - result.request.arrival for result in outcome.results) <= 1
 
 
 # A step's cost, and gaps between tokens ------------------------------------------------------------------------------
@@ -192,26 +185,7 @@ def test_a_static_batch_starts_with_those_who_are_there():
     assert outcome.results[1].token_times == [5, 6]
 
 
-# What the widget draws -----------------------------------------------------------------------------------------------
-
-
-def test_the_timeline_of_a_small_example():
-    requests = [SimRequest(0, 1, 3), SimRequest(0, 1, 1), SimRequest(0, 1, 2)]
-    E, P, D, X = Phase.EMPTY, Phase.PREFILL, Phase.DECODE, Phase.DONE
-    who, phase = simulate(requests, "in_flight", 2).timeline()
-    assert who.tolist() == [[0, 0, 0], [1, 2, 2]] and phase.tolist() == [[P, D, D], [P, P, D]]
-    who, phase = simulate(requests, "static", 2).timeline()
-    assert who.tolist() == [[0, 0, 0, 2, 2], [1, 1, 1, -1, -1]] and phase.tolist() == [[P, D, D, P, D], [P, X, X, E, E]]
-
-
-def test_measures_of_a_small_example():
-    outcome = simulate([SimRequest(2, 5, 3), SimRequest(2.5, 5, 1)], "in_flight", 2)
-    assert [step.start for step in outcome.steps] == [2, 3, 4]  # idle until second 2
-    assert outcome.makespan == 3 and outcome.throughput == 4 / 3 and outcome.utilization == 4 / 6
-    late = outcome.results[1]
-    assert (late.queueing, late.ttft, late.latency) == (0.5, 1.5, 1.5) and late.inter_token.tolist() == []
-    assert outcome.results[0].inter_token.tolist() == [1, 1] and outcome.longest_gap == 1
-    assert outcome.summary()["mean_ttft"] == 1.25
+# Every workload -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -247,29 +221,6 @@ def test_in_flight_leaves_no_slot_empty_while_somebody_waits(requests, slots):
         assert step.live == slots or not waiting
 
 
-# Arrivals ------------------------------------------------------------------------------------------------------------
-
-
-def test_poisson_arrivals():
-    requests = poisson_requests(4.0, 5000, (3, 5), (7, 7), seed=1)
-    gaps = np.diff([0.0, *(r.arrival for r in requests)])
-    assert gaps.mean() == pytest.approx(0.25, rel=0.05) and gaps.std() == pytest.approx(0.25, rel=0.05)
-    assert {r.prompt_tokens for r in requests} == {3, 4, 5} and {r.output_tokens for r in requests} == {7}
-    assert (
-        requests == poisson_requests(4.0, 5000, (3, 5), (7, 7), seed=1) != poisson_requests(4.0, 5000, (3, 5), (7, 7))
-    )
-    slower = poisson_requests(2.0, 5000, (3, 5), (7, 7), seed=1)  # the same requests, half as dense
-    assert [r.arrival for r in slower] == pytest.approx([2 * r.arrival for r in requests])
-
-
-def test_a_trace_is_sorted_shifted_and_played_faster():
-    assert trace_requests([(1700000010.0, 5, 2), (1700000000.0, 3, 4)], speed=5) == [
-        SimRequest(0.0, 3, 4),
-        SimRequest(2.0, 5, 2),
-    ]
-    assert trace_requests([]) == []
-
-
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -283,14 +234,6 @@ def test_a_trace_is_sorted_shifted_and_played_faster():
         (lambda: simulate(requests_at_once([1]), "static", token_budget=64), "token_budget must be None unless"),
         (lambda: simulate(requests_at_once([1]), cost=lambda p, d: 0.0), "cost must return a positive"),
         (lambda: affine_cost(1, -1, 0), "per_prefill_token must be at least 0 seconds, got -1"),
-        (lambda: SimRequest(-1, 1, 1), "arrival must be"),
-        (lambda: SimRequest(float("nan"), 1, 1), "arrival must be"),
-        (lambda: SimRequest(0, 0, 1), "prompt_tokens must be at least 1, got 0"),
-        (lambda: SimRequest(0, 1, 0), "output_tokens must be at least 1, got 0"),
-        (lambda: poisson_requests(0, 5), "rate must be"),
-        (lambda: poisson_requests(1, 0), "num_requests must be"),
-        (lambda: poisson_requests(1, 5, output_tokens=(9, 8)), "output_tokens must be"),
-        (lambda: trace_requests([], speed=0), "speed must be"),
     ],
 )
 def test_bad_input_is_named(function, message):

@@ -1,184 +1,52 @@
-"""One attention for MHA, GQA and MQA: causality, caches, conversion."""
+"""Paged attention: the readable form, the batched form, and attention written out are equal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from labsupport.kvcache import (
-    GroupedQueryAttention,
-    KVCache,
-    PagedKVCache,
-    convert_to_gqa,
-    expand_kv_heads,
-    random_batches,
-    to_grouped,
-    uptrain,
+from labsupport.kvcache import block_by_block_attention, paged_attention
+
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@settings(max_examples=60)
+@example(seed=0, heads=(6, 2), block_size=2, lengths=[3, 3], time=3)  # nothing held before: no mask is made
+@given(
+    seed=st.integers(0, 999),
+    heads=st.sampled_from([(6, 6), (6, 2), (4, 1)]),
+    block_size=st.integers(1, 5),
+    lengths=st.lists(st.integers(1, 17), min_size=1, max_size=4),
+    time=st.integers(1, 4),
 )
-from labsupport.lm import Cache, ConcatCache, LanguageModel, LlamaConfig, load_lm, perplexity
-from labsupport.lm.model import Attention, Llama
-from labsupport.lm.train import training_tokens
+def test_block_by_block_gathered_and_plain_attention_are_equal(
+    seed: int, heads: tuple[int, int], block_size: int, lengths: list[int], time: int
+) -> None:
+    num_heads, kv_heads = heads
+    time = min(time, *lengths)
+    generator = torch.Generator().manual_seed(seed)
+    counts = [-(-length // block_size) for length in lengths]
+    order = torch.randperm(sum(counts) + 2, generator=generator).tolist()
+    tables = [[order.pop() for _ in range(count)] for count in counts]
+    keys = torch.randn(sum(counts) + 2, kv_heads, block_size, 8, generator=generator)
+    values = torch.randn(keys.shape, generator=generator)
+    query = 3 * torch.randn(len(lengths), num_heads, time, 8, generator=generator)
 
-CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
-
-
-def paged(kv_heads: int) -> Cache:
-    cache = PagedKVCache(1, 12, 4, kv_heads, 8)
-    cache.add_sequence("a")
-    cache.add_sequence("b")
-    return cache.batch(["a", "b"])
-
-
-CACHES: dict[str, Callable[[int], Cache]] = {
-    "contiguous": lambda kv_heads: KVCache(1, 2, 10, kv_heads, 8),
-    "paged": paged,
-    "concat": lambda kv_heads: ConcatCache(1),
-}
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return load_lm("tiny", verbose=False)
+    fast = paged_attention(query, keys, values, tables, lengths)
+    for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+        reference = block_by_block_attention(query[row], keys, values, table, length)
+        torch.testing.assert_close(fast[row], reference, **CLOSE)
+        key, value = (each[table].transpose(0, 1).flatten(1, 2)[:, :length] for each in (keys, values))
+        key, value = (each.repeat_interleave(num_heads // kv_heads, dim=0) for each in (key, value))
+        mask = torch.ones(time, length, dtype=torch.bool).tril(length - time)
+        scores = (query[row] @ key.mT / 8**0.5).masked_fill(~mask, -torch.inf)
+        torch.testing.assert_close(reference, scores.softmax(-1) @ value, **CLOSE)
 
 
-def attention(num_kv_heads: int) -> GroupedQueryAttention:
-    torch.manual_seed(0)
-    return GroupedQueryAttention(48, 6, num_kv_heads).requires_grad_(False)
-
-
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 6])
-def test_e60_later_tokens_do_not_change_earlier_outputs(num_kv_heads: int) -> None:
-    module, x = attention(num_kv_heads), torch.randn(2, 10, 48)
-    changed = x.clone()
-    changed[:, 5:] = torch.randn(2, 5, 48)
-    torch.testing.assert_close(module(x)[:, :5], module(changed)[:, :5])
-    assert (module(x)[:, 5:] - module(changed)[:, 5:]).abs().min(dim=-1).values.max() > 0
-
-
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize("chunks", [[1] * 10, [10], [4, 1, 5]])
-def test_e60_token_by_token_with_a_cache_is_the_whole_pass(num_kv_heads: int, kind: str, chunks: list[int]) -> None:
-    module, x = attention(num_kv_heads), torch.randn(2, 10, 48, generator=torch.Generator().manual_seed(1))
-    cache = CACHES[kind](num_kv_heads)
-    parts = [module(part, cache) for part in x.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), module(x), **CLOSE)
-
-
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
-def test_against_the_formula_written_out(num_kv_heads: int) -> None:
-    module, x = attention(num_kv_heads), torch.randn(1, 7, 48)
-    query, key, value = module.q_proj(x)[0], module.k_proj(x)[0], module.v_proj(x)[0]
-    outputs = []
-    for head in range(6):
-        shared = head // (6 // num_kv_heads)
-        q, k, v = query[:, 8 * head :][:, :8], key[:, 8 * shared :][:, :8], value[:, 8 * shared :][:, :8]
-        rows = []
-        for i in range(7):
-            scores = torch.stack([turn(q[i], i) @ turn(k[j], j) / 8**0.5 for j in range(i + 1)])
-            rows.append(scores.softmax(0) @ v[: i + 1])
-        outputs.append(torch.stack(rows))
-    torch.testing.assert_close(module(x)[0], module.o_proj(torch.cat(outputs, dim=-1)), **CLOSE)
-
-
-def turn(x: torch.Tensor, position: int) -> torch.Tensor:
-    pairs = torch.complex(x[:4], x[4:])
-    angles = position * 10_000.0 ** (-torch.arange(4) / 4)
-    turned = pairs * torch.polar(torch.ones(4), angles)
-    return torch.cat((turned.real, turned.imag))
-
-
-def test_it_is_the_attention_of_the_language_model() -> None:
-    config = LlamaConfig(10, 48, 64, 1, 6, 2)
-    theirs, ours = Attention(config, 0), attention(2)
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 5, 48)
-    torch.testing.assert_close(ours(x), theirs(x, Llama(config).rotary(torch.arange(5)[None])), **CLOSE)
-
-
-def test_e65_parameters_and_bytes_follow_the_heads() -> None:
-    for kv_heads, kind in ((6, "MHA"), (2, "GQA"), (1, "MQA")):
-        module = attention(kv_heads)
-        assert sum(p.numel() for p in module.parameters()) == 2 * 48 * 48 + 2 * 48 * kv_heads * 8
-        assert module.kv_bytes_per_token(2) == 2 * kv_heads * 8 * 2
-        assert KVCache(1, 1, 1, kv_heads, 8, dtype=torch.float16).nbytes == module.kv_bytes_per_token(2)
-        assert kind in repr(module)
-
-
-def test_gradients_flow_without_a_cache() -> None:
-    module = GroupedQueryAttention(48, 6, 2)
-    module(torch.randn(1, 4, 48)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
-
-
-def test_e52_a_cache_of_many_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="cache must be for 1 layer; got one for 4"):
-        attention(2)(torch.randn(2, 3, 48), KVCache(4, 2, 8, 2, 8))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((48, 6, 4), "num_heads must be a multiple of num_kv_heads; got 6 and 4"),
-        ((50, 6, 2), "hidden_size must be a multiple of num_heads; got 50 and 6"),
-        ((18, 6, 2), "head_dim must be even"),
-        ((48, 6, 0), "num_kv_heads must be at least 1; got 0"),
-    ],
-)
-def test_wrong_heads_are_named(arguments: tuple[int, int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        GroupedQueryAttention(*arguments)
-
-
-# ------------------------------------------------------------------------------------------------- conversion
-
-
-def test_pooling_is_the_mean_of_the_heads_of_a_group() -> None:
-    mha = attention(6)
-    gqa = to_grouped(mha, 2)
-    heads = mha.k_proj.weight.view(6, 8, 48)
-    torch.testing.assert_close(gqa.k_proj.weight.view(2, 8, 48)[0], (heads[0] + heads[1] + heads[2]) / 3)
-    torch.testing.assert_close(gqa.k_proj.weight.view(2, 8, 48)[1], (heads[3] + heads[4] + heads[5]) / 3)
-    assert (gqa.num_kv_heads, mha.num_kv_heads) == (2, 6)
-    assert gqa(torch.randn(1, 4, 48)).shape == (1, 4, 48)
-    assert torch.equal(gqa.q_proj.weight, mha.q_proj.weight)
-
-
-def test_expanding_changes_nothing_and_pooling_takes_it_back(lm: LanguageModel) -> None:
-    text = torch.tensor([lm.tokenizer.encode("The statement is executed")])
-    mha = expand_kv_heads(lm.model, 6)
-    assert mha.config.num_kv_heads == 6 and lm.model.config.num_kv_heads == 2
-    torch.testing.assert_close(mha(text), lm.model(text), atol=1e-4, rtol=1e-4)
-    back = convert_to_gqa(mha, 2)
-    assert back.config == lm.model.config
-    for (name, one), other in zip(lm.model.named_parameters(), back.parameters(), strict=True):
-        torch.testing.assert_close(one, other, msg=name)
-    assert back.lm_head.weight is back.embed_tokens.weight
-
-
-def test_a_converted_model_works_with_caches_and_uptraining_repairs_it(lm: LanguageModel) -> None:
-    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
-    mqa = convert_to_gqa(lm.model, 1)
-    cache = KVCache.for_model(mqa, 1, 40)
-    text = torch.tensor([lm.tokenizer.encode("The statement is executed")])
-    mqa(text[:, :-1], cache)
-    torch.testing.assert_close(mqa(text[:, -1:], cache), mqa(text)[:, -1:], atol=1e-4, rtol=1e-4)
-    assert cache.nbytes == KVCache.for_model(lm.model, 1, 40).nbytes // 2
-
-    text = training_tokens()
-    train, held_out = text[:-1024], text[-1024:]
-    original, pooled = perplexity(lm.model, held_out), perplexity(mqa, held_out)
-    losses = uptrain(mqa, random_batches(train, 2, 96), steps=10, lr=2e-3)
-    assert len(losses) == 10 and not mqa.training
-    assert original < perplexity(mqa, held_out) < pooled / 1.2
-    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
-
-
-def test_heads_that_do_not_pool_are_named(lm: LanguageModel) -> None:
-    with pytest.raises(ValueError, match="num_kv_heads must divide the 2 there are; got 3"):
-        convert_to_gqa(lm.model, 3)
-    with pytest.raises(ValueError, match="multiple of 2 that divides 6; got 4"):
-        expand_kv_heads(lm.model, 4)
+def test_online_softmax_withstands_large_scores() -> None:
+    query, keys = 300 * torch.ones(1, 1, 4), torch.ones(2, 1, 3, 4)
+    keys[1] = 2.0  # exp(600) overflows; the second block's weights are all that is left
+    values = torch.cat((torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 3, 4)))
+    torch.testing.assert_close(block_by_block_attention(query, keys, values, [0, 1], 6), torch.ones(1, 1, 4))
+    torch.testing.assert_close(block_by_block_attention(query, keys, values, [1, 0], 6), torch.ones(1, 1, 4))

@@ -153,7 +153,7 @@ def test_e55_a_full_cache_says_what_to_do(model: Llama) -> None:
     with pytest.raises(CacheFull, match=r"sequence 0 holds 6 tokens and 1 more .* capacity >= 7, or reset"):
         model(tokens(2, 1), cache)
     assert cache.lengths == [6, 2]
-    model(cache.feed([[], [3]]), cache)  # the other goes on
+    model(cache.feed([[], [3]]), cache)  # the other continues
     assert cache.lengths == [6, 3]
     cache.reset(0)
     assert cache.lengths == [0, 3]

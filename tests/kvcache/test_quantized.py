@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labsupport.kvcache import KVCache, QuantizedKVCache, WithFreshCache, generate
-from labsupport.kvcache.quantized import dequantize_heads, hadamard, quantize_heads
+from labsupport.kvcache.quantized import dequantize_heads, hadamard_for, quantize_heads
 from labsupport.lm import LanguageModel, corpus, load_lm, perplexity
 
 
@@ -56,7 +56,7 @@ def test_rotation_makes_a_large_channel_harmless(head_dim: int) -> None:
         errors[rotate] = (cache.attend(0, query, key, value) - expected).norm() / expected.norm()
     assert errors[True] < 0.05
     assert errors[True] < errors[False]
-    matrix = hadamard(head_dim & -head_dim)
+    matrix = hadamard_for(head_dim)
     torch.testing.assert_close(matrix @ matrix, torch.eye(len(matrix)))
 
 

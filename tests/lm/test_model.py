@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from labsupport.lm import ConcatCache, Llama, LlamaConfig, load_lm
-from labsupport.lm.model import rotate
+from labsupport.lm.model import rotary_embedding, rotate, rotate_half
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_layers": 3, "num_heads": 6}
 
@@ -55,6 +55,17 @@ def test_a_later_token_changes_no_earlier_logit():
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :7], after[:, :7])
     assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-3)
+
+
+def test_rotation_is_that_of_complex_numbers() -> None:
+    """RoFormer, eq. 12 and 34: channels i and i + head_dim/2 are a complex number, multiplied by exp(j m theta_i)."""
+    x = torch.randn(2, 3, 5, 8)
+    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 10, 11]])
+    angles = positions[:, None, :, None] * 10_000.0 ** (-torch.arange(4) / 4)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones(()), angles)
+    found = rotate(x, rotary_embedding(positions, 8, 10_000.0))
+    torch.testing.assert_close(found, torch.cat((turned.real, turned.imag), dim=-1))
+    assert torch.equal(rotate_half(rotate_half(x)), -x)
 
 
 def test_rotation_keeps_length_and_depends_on_distance_only():

@@ -7,7 +7,7 @@ import torch
 
 from labsupport.lm import LlamaConfig, load_lm
 from labsupport.lm import train as train_module
-from labsupport.lm.train import learning_rate, orthogonalize, sample_batch, train
+from labsupport.lm.train import orthogonalize, sample_batch, train
 
 TOY = LlamaConfig(256, 32, 48, num_layers=1, num_heads=2, num_kv_heads=1)
 
@@ -63,10 +63,3 @@ def test_orthogonalize_brings_singular_values_near_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrix))
     assert values.min() > 0.5 and values.max() < 1.3
-
-
-def test_the_learning_rate_rises_then_falls_to_nothing():
-    rates = [learning_rate(step, 500) for step in range(500)]
-    assert rates[0] < 0.05 and max(rates) == 1.0 and rates[-1] < 0.01
-    peak = rates.index(1.0)
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)

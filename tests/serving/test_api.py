@@ -338,7 +338,7 @@ def test_e80_health_notices_that_the_engine_died(
     def fail(plan: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(engine, "_forward", fail)
+    monkeypatch.setattr(engine.runner, "forward", fail)
     with TestClient(create_app(engine)) as client:
         assert client.get("/health").status_code == 200
         for _ in range(3):

@@ -203,14 +203,14 @@ def test_it_can_be_started_again(engine: LLMEngine) -> None:
 def test_a_failing_step_fails_its_requests_and_not_the_next(
     engine: LLMEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forward, failures = engine._forward, iter([True])
+    forward, failures = engine.runner.forward, iter([True])
 
     def fail_once(plan: Any) -> Any:
         if next(failures, False):
             raise RuntimeError("secret detail")
         return forward(plan)
 
-    monkeypatch.setattr(engine, "_forward", fail_once)
+    monkeypatch.setattr(engine.runner, "forward", fail_once)
 
     async def scenario() -> Any:
         backend = EngineThread(engine)
@@ -232,7 +232,7 @@ def test_an_engine_that_always_fails_is_dead(engine: LLMEngine, monkeypatch: pyt
     def fail(plan: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(engine, "_forward", fail)
+    monkeypatch.setattr(engine.runner, "forward", fail)
 
     async def scenario() -> None:
         backend = EngineThread(engine)

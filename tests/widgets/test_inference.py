@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from labsupport.inference.simulate import affine_cost, poisson_requests, simulate
-from labsupport.kvcache.cost import PRESETS, Machine, decode_seconds
+from labsupport.inference.arrivals import poisson_requests
+from labsupport.inference.simulate import affine_cost, simulate
+from labsupport.kvcache.cost import Machine, decode_seconds
+from labsupport.kvcache.sizes import PRESETS
 from labsupport.quantization.affine import fake_quantize
 from labsupport.quantization.fp8 import fp8_fake_quantize
 from labsupport.widgets import Live

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from labsupport.inference.simulate import SimRequest, affine_cost, poisson_requests, simulate
+from labsupport.inference.arrivals import SimRequest, poisson_requests
+from labsupport.inference.simulate import affine_cost, simulate
 from labsupport.serving.monitor import percentiles
 from labsupport.widgets import Live
 from labsupport.widgets import serving as widgets

@@ -1,8 +1,8 @@
-"""The forward pass of `Llama` with few operations: what the engine runs on a CPU where Numba is installed.
+"""The forward pass of `Llama` in fewer operations: what the engine runs on a CPU if Numba is installed.
 
-A decode step is many small operations. `Llama` says what they are; this says the same with q, k, v in one matmul, gate
-and up in one, and compiled code for all that lies between the matmuls (numba_ops.py). Attention of the sequences that
-decode reads keys and values through their block tables, where they lie, as floats or as 8-bit codes.
+A decode step consists of many small operations. `Llama` shows what they are; this module does the same with q, k and v
+in one matmul, gate and up in another, and compiled code for everything between the matmuls (numba_ops.py). For
+sequences that decode, attention reads keys and values in place through the block tables, as floats or as 8-bit codes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labsupport.inference.fast.merged import merge
 from labsupport.inference.packed import Chunk, PackedBatch
-from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
+from labsupport.kvcache import QuantizedPagedKVCache
 from labsupport.lm import Llama
 from labsupport.quantization.fast.probes import has_numba
 from labsupport.quantization.layers.integer import IntegerLinear
@@ -37,10 +37,10 @@ if has_numba():
 
 
 class FusedLlama:
-    """A view of ``model`` for inference: its weights, the same results up to rounding.
+    """A view of ``model`` for inference: the same weights, and the same results up to rounding.
 
     Args:
-        pack: float32 weights in a copy that is faster to multiply with (merged.PackedLinear).
+        pack: keep a copy of float32 weights in a layout that multiplies faster (merged.PackedLinear).
     """
 
     def __init__(self, model: Llama, pack: bool = False) -> None:
@@ -56,7 +56,7 @@ class FusedLlama:
         return on_cpu and kv_cache_bits in (None, 8) and has_numba()
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
-        """What ``lm_head`` reads, for all tokens of the batch."""
+        """The inputs of ``lm_head``, for all tokens of the batch."""
         model, eps = self.model, self.model.config.rms_norm_eps
         x, (cos, sin) = model.embed(batch.tokens, batch)
         kind = _Int8Attention if isinstance(batch.cache, QuantizedPagedKVCache) else _Attention
@@ -86,7 +86,7 @@ class _FusedLayer:
 
 
 class _Attention:
-    """Rotate, store, and attend: each token to its own sequence. What all layers share is worked out once."""
+    """Rotate, store, and attend, each token to its own sequence. What all layers share is computed once."""
 
     def __init__(self, batch: PackedBatch, num_heads: int, cos: np.ndarray, sin: np.ndarray) -> None:
         self.cache, self.num_heads, self.width = batch.cache, num_heads, num_heads * batch.cache.head_dim
@@ -97,8 +97,7 @@ class _Attention:
     def __call__(
         self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
     ) -> Float[Tensor, "tokens num_heads*head_dim"]:
-        blocks = self.cache.blocks[layer_index]
-        keys, values = blocks.numpy()
+        keys, values = self.cache.blocks[layer_index].numpy()
         rows = qkv.numpy()
         rotate_and_store(rows, self.cos, self.sin, self.slots, self.num_heads, keys, values)
         context = torch.empty(len(qkv), self.width)
@@ -106,7 +105,7 @@ class _Attention:
             arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
-            key, value = blocks[:, chunk.table].transpose(1, 2).flatten(2, 3)
+            key, value = self.cache.read_blocks(layer_index, chunk.table)
             self._attend_chunk(chunk, qkv[:, : self.width], key, value, context)
         return context
 
@@ -122,7 +121,7 @@ class _Attention:
 
 
 class _Int8Attention(_Attention):
-    """The same over `QuantizedPagedKVCache`: keys, values and queries turned, keys and values held as codes."""
+    """The same for `QuantizedPagedKVCache`: keys, values and queries are rotated, keys and values held as codes."""
 
     cache: QuantizedPagedKVCache
 
@@ -160,12 +159,12 @@ class _Int8Attention(_Attention):
             arrays = (query.numpy(), keys, values, key_scales, value_scales, self.tables, self.lengths, context.numpy())
             in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
-            key, value = (cache._dequantized(which, layer_index, chunk.table) for which in range(2))
+            key, value = cache.read_blocks(layer_index, chunk.table)
             self._attend_chunk(chunk, query, key, value, context)
         turn(context.numpy().reshape(-1, head_dim), piece)
         return context
 
 
 def _function(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Without what a module does around its forward: at batch 1 that takes as long as the matmul."""
+    """Without what `nn.Module` does around forward: at batch 1 that takes as long as the matmul."""
     return linear._matmul if isinstance(linear, IntegerLinear) and linear.bias is None else linear.forward

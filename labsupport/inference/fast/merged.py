@@ -1,6 +1,6 @@
 """Linear layers with the same input as one: q, k and v, gate and up. One matmul where there were three or two.
 
-Rows of a weight do not know of each other, quantized or not, so the merged layer computes the same numbers.
+The rows of a weight are independent of each other, quantized or not, so the merged layer computes the same numbers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SideBySide(nn.Module):
 class PackedLinear(nn.Module):
     """A float32 weight, and a copy of it in oneDNN's layout: up to a third faster for 2 to 16 rows of x.
 
-    PyTorch's compiler uses the same two operators for a model whose weights are frozen. oneDNN compiles a kernel for
-    every number of rows and keeps it, so the many sizes of prompt chunks, which gain nothing, go the usual way.
+    PyTorch's compiler uses the same two operators for models with frozen weights. oneDNN compiles a kernel for each
+    number of rows and keeps it; prompt chunks come in many sizes and gain nothing, so they are multiplied as usual.
     """
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:

@@ -1,7 +1,7 @@
-"""The parts of a decode step that are no matmul, compiled by Numba (optional; without it, fused.py takes PyTorch's).
+"""The parts of a decode step that are not matmuls, compiled by Numba (optional; without it the engine runs `Llama`).
 
-A step for 16 sequences runs each of these 30 times on a few thousand numbers. PyTorch spends more time on finding out
-what to do than on doing it, and gathers keys that could be read where they lie.
+A step for 16 sequences runs each of these 30 times on a few thousand numbers. PyTorch spends more time on dispatching
+than on computing, and gathers keys that could be read in place.
 
     add_and_norm        x += y, then RMSNorm of x
     rotate_and_store    rotary embedding of queries and keys, and both caches written
@@ -10,10 +10,10 @@ what to do than on doing it, and gathers keys that could be read where they lie.
 and where the blocks hold 8-bit codes (labsupport.kvcache.quantized)
 
     turn                     a Hadamard rotation of each head
-    find_ranges, store_codes what a row's codes mean, and the codes
+    find_ranges, store_codes scale and minimum of each row, and its codes
     decode_attention_int8    `decode_attention` on codes
 
-Indices are uint64: with signed ones comes a test for negative indices, which stops the vectoriser.
+Indices are uint64: signed ones are tested for being negative, which stops the vectoriser.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_and_norm(x, y, weight, eps, out):  # type: ignore[no-untyped-def]
 def rotate_and_store(qkv, cos, sin, slots, num_heads, keys, values):  # type: ignore[no-untyped-def]
     """qkv: [tokens, (num_heads + 2 · num_kv_heads) · head_dim]; its queries are turned in place.
 
-    cos, sin: [tokens, head_dim], the sine negative in the first half (labsupport.lm.model.rotate).
+    cos, sin: [tokens, head_dim], as in labsupport.lm.model.rotate.
     slots: [tokens], block · block_size + place in it. keys, values: [blocks, num_kv_heads, block_size, head_dim].
     """
     U = np.uint64
@@ -57,13 +57,13 @@ def rotate_and_store(qkv, cos, sin, slots, num_heads, keys, values):  # type: ig
             first = head * head_dim
             for i in range(half):
                 a, b = qkv[token, first + i], qkv[token, first + half + i]
-                qkv[token, first + i] = a * cos[token, i] + b * sin[token, i]
+                qkv[token, first + i] = a * cos[token, i] - b * sin[token, i]
                 qkv[token, first + half + i] = b * cos[token, half + i] + a * sin[token, half + i]
         for head in range(kv_heads):
             key, value = (heads + head) * head_dim, (heads + kv_heads + head) * head_dim
             for i in range(half):
                 a, b = qkv[token, key + i], qkv[token, key + half + i]
-                keys[block, head, place, i] = a * cos[token, i] + b * sin[token, i]
+                keys[block, head, place, i] = a * cos[token, i] - b * sin[token, i]
                 keys[block, head, place, half + i] = b * cos[token, half + i] + a * sin[token, half + i]
             for i in range(head_dim):
                 values[block, head, place, i] = qkv[token, value + i]
@@ -214,9 +214,9 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)
 def _softmax(scores, powers, length):  # type: ignore[no-untyped-def]
-    """In place, of the first ``length``. exp(x) = 2**n · 2**f with f in ±1/2, in a form that the vectoriser takes.
+    """In place, of the first ``length``. exp(x) = 2**n · 2**f with f in ±1/2, in a form that can be vectorised.
 
-    2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for them.
+    2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for it.
     """
     f32, i32 = np.float32, np.int32
     largest = f32(-np.inf)

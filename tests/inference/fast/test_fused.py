@@ -14,8 +14,7 @@ from torch import nn
 from labsupport.inference.fast.fused import FusedLlama
 from labsupport.inference.fast.merged import PackedLinear, SideBySide, merge
 from labsupport.inference.packed import PackedBatch
-from labsupport.kvcache import PagedKVCache
-from labsupport.kvcache.paged_quantized import QuantizedPagedKVCache
+from labsupport.kvcache import PagedKVCache, QuantizedPagedKVCache
 from labsupport.lm import Llama, LlamaConfig
 from labsupport.lm.model import rotary_embedding, rotate
 from labsupport.quantization import (
