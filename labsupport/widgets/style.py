@@ -35,6 +35,7 @@ PURPLE = "#CC79A7"
 GREY = "#767676"  # for what is only there to compare with; 4.5:1 against white, so text may be grey too
 LIGHT_GREY = "#D9D9D9"
 
+MARKERS = "osD^vP"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
 
 # One hue from white to dark for magnitudes; two hues that meet in white for signed values.
@@ -115,6 +116,17 @@ def percent(share: float) -> str:
         return "0 %"
     digits = 1 - math.floor(math.log10(abs(share) * 100))
     return f"{share * 100:.{min(max(digits, 0), 4)}f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time with its unit: "250 ms", "1.25 s"."""
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def round_ticks(low: float, high: float, digits: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """The `digits` times powers of ten from `low` to `high`: ticks of a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
 
 
 def plain_ticks(axis: Axis, ticks: Sequence[float] | None = None, unit: str = "") -> None:
