@@ -34,7 +34,7 @@ class NotAttempted(CheckFailed):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one check. `points` is what the answer earned, `message` one line."""
+    """The outcome of one check: `points` is what the answer earned, `message` one line."""
 
     passed: bool
     message: str
@@ -56,7 +56,7 @@ class Check(ABC):
 
     @abstractmethod
     def run(self, answer: Mapping[str, Callable[..., Any]], inputs: Mapping[str, Any]) -> Plain:
-        """Call the student's functions through `plain.call`, and return plain values. Holds no oracle."""
+        """Call the student's functions through `plain.call`, and return plain values. Uses no oracle."""
 
     @abstractmethod
     def judge(self, inputs: Mapping[str, Any], values: Any) -> None:
@@ -72,7 +72,7 @@ class Check(ABC):
             return self.run({name: namespace[name] for name in self.needs}, shown)
 
     def verdict(self, inputs: Mapping[str, Any], values: Any) -> Verdict:
-        """Judge what `observe` returned. Never raises: values that make no sense are a wrong answer."""
+        """Judge what `observe` returned. Never raises: nonsensical values are a wrong answer."""
         try:
             if isinstance(values, dict) and "missing" in values:
                 raise Wrong(
@@ -81,7 +81,7 @@ class Check(ABC):
             self.judge(inputs, values)
         except Wrong as wrong:
             return Verdict(False, f"✗ {self.name} (0 of {self.points} points): {wrong}", 0, wrong.attempted)
-        except Exception as error:  # only values that `run` cannot have returned lead here
+        except Exception as error:  # only for values that `run` cannot have returned
             return Verdict(
                 False, f"✗ {self.name}: the values returned cannot be judged ({type(error).__name__}: {error})", 0
             )
@@ -95,12 +95,12 @@ class Check(ABC):
         verdict = self.verdict(inputs, self.observe(dict(zip(self.needs, functions, strict=True)), inputs))
         if not verdict.passed:
             raise (CheckFailed if verdict.attempted else NotAttempted)(verdict.message)
-        print(verdict.message + "\n", end="")  # one write: a kernel may publish two as two outputs
+        print(verdict.message + "\n", end="")  # one write: a kernel may publish two writes as two outputs
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """The checks of one notebook, in its order."""
+    """The checks of one notebook, in the order of its cells."""
 
     name: str  # of the notebook, without .ipynb
     checks: tuple[Check, ...]
@@ -110,7 +110,7 @@ class Exercise:
         return sum(check.points for check in self.checks)
 
     def grade(self, namespace: Mapping[str, Any], seed: int = PUBLIC_SEED) -> dict[str, Verdict]:
-        """Every check's verdict on the functions of ``namespace``, all in this process (nothing is isolated)."""
+        """Every check's verdict on the functions of ``namespace``, all in this process, without isolation."""
         drawn = {check.name: check.inputs(seed) for check in self.checks}
         return {c.name: c.verdict(drawn[c.name], c.observe(namespace, drawn[c.name])) for c in self.checks}
 

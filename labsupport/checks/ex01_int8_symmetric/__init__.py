@@ -1,8 +1,8 @@
 """Exercise 1: symmetric int8 quantization.
 
 With scale s = max|x| / 127 and codes q = round(x / s), every |x / s| is at most 127, so rounding is the only error:
-|x - q s| <= s / 2. All bounds below follow from that; the slack beside them covers float32 rounding only
-(2^-24 relative an operation, times 127 for a code). Ties may be rounded either way.
+|x - q s| <= s / 2. All bounds follow from that; their slack covers float32 rounding only (a relative error of 2^-24 per
+operation, times 127 for a code). Ties may be rounded either way.
 """
 
 from labsupport.checks.check import Exercise

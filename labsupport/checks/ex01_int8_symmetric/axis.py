@@ -22,9 +22,8 @@ class CheckAxis(Check):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         a, b = normal(seed + 2, (4, 6), (2, 3, 5))
-        rows = (
-            a * torch.tensor([0.01, 1.0, 30.0, 0.3], dtype=torch.float32)[:, None]
-        )  # one outlier row must not cost the others their digits
+        # one row of outliers must not cost the other rows their precision
+        rows = a * torch.tensor([0.01, 1.0, 30.0, 0.3], dtype=torch.float32)[:, None]
         return {
             "a 4 x 6 matrix, axis=0": [rows, 0],
             "a 4 x 6 matrix, axis=1": [rows, 1],
@@ -44,15 +43,15 @@ class CheckAxis(Check):
             scale = float_tensor(scale, f"for {case}, scale")
             if scale.numel() == 1:
                 raise Wrong(
-                    f"for {case} there is a single scale; {wanted.numel()} are asked for, one a slice along the axis"
+                    f"for {case} there is a single scale; "
+                    f"there must be {wanted.numel()}, one for each slice along the axis"
                 )
             spread = broadcast_scale(scale, x, case)
             if scale.numel() != wanted.numel() or not close(spread, wanted.broadcast_to(x.shape)):
                 raise Wrong(
-                    f"for {case} the scales are not max|x| / 127 of each slice along the axis: got shape "
-                    f"{list(scale.shape)}, "
-                    f"asked for {list(wanted.shape)}; `axis` is the dimension that keeps its own scales, reduce "
-                    "over all others"
+                    f"for {case} the scales are not max|x| / 127 of each slice along the axis: "
+                    f"got shape {list(scale.shape)}, must be {list(wanted.shape)}; "
+                    "`axis` is the dimension that keeps its own scales, reduce over all others"
                 )
             compare_codes(read_codes(q, x, case), x.double(), wanted, case)
 

@@ -14,7 +14,7 @@ from labsupport.checks.ex01_int8_symmetric.reading import broadcast_scale, read_
 from labsupport.checks.judging import Wrong, float_tensor
 from labsupport.checks.plain import Plain
 
-LARGEST_FLOOR = 1e-5  # the largest floor under the scale (against zeros) in common use; real weights are well above
+LARGEST_FLOOR = 1e-5  # the largest floor in common use under a scale (for tensors of zeros); real scales are far above
 
 
 class CheckEdgeCases(Check):
@@ -52,8 +52,8 @@ class CheckEdgeCases(Check):
             if not scale.isfinite().all() or not (scale > 0).all():
                 bad = scale.flatten()[~(scale.isfinite() & (scale > 0)).flatten()][0]
                 raise Wrong(
-                    f"for {case} the scale is {bad:g}; it must be positive and finite, or dividing by it gives "
-                    "inf and NaN"
+                    f"for {case} the scale is {bad:g}; "
+                    "it must be positive and finite, or dividing by it gives inf and NaN"
                 )
             if not restored.isfinite().all():
                 raise Wrong(f"for {case} the round trip gives NaN or inf")
@@ -63,8 +63,8 @@ class CheckEdgeCases(Check):
             too_large = (spread > steps * (1 + SCALE_TOLERANCE)) & (wanted > 0)
             if too_large.any():
                 raise Wrong(
-                    f"for {case}, the scale is {spread[too_large][0]:g}: so high a floor makes zeros of small values; "
-                    f"let max|x| / 127 stand down to {LARGEST_FLOOR:g} or less"
+                    f"for {case}, the scale is {spread[too_large][0]:g}: a floor this high turns small values into "
+                    f"zeros; the floor must be {LARGEST_FLOOR:g} or less"
                 )
             allowed = torch.where(wanted > 0, (0.5 + CODE_TOLERANCE) * steps, 0.0)  # zeros come back exactly
             if case.startswith("denormal"):  # float32 has only 16 bits left there, and 1 / scale is inf
@@ -73,9 +73,8 @@ class CheckEdgeCases(Check):
             if not (error <= allowed).all():
                 worst = int((error - allowed).argmax())
                 raise Wrong(
-                    f"for {case}, {x.flatten()[worst]:.6g} came back as {restored.flatten()[worst]:.6g}, more "
-                    "than half a step "
-                    f"of {steps.flatten()[worst]:.3g} away"
+                    f"for {case}, {x.flatten()[worst]:.6g} came back as {restored.flatten()[worst]:.6g}, "
+                    f"more than half a step of {steps.flatten()[worst]:.3g} away"
                 )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from labsupport.checks.judging import Wrong
 
-SCALE_TOLERANCE = 1e-5  # relative; float16 has 5e-4, so a scale computed in half precision shows
+SCALE_TOLERANCE = 1e-5  # relative; float16 has 5e-4, so a scale computed in half precision is noticed
 CODE_TOLERANCE = 1e-3  # of a step
 
 
@@ -32,7 +32,7 @@ def compare_codes(q: Tensor, x: Tensor, scale: Tensor, case: str) -> None:
             f"for {case} codes count steps of max|x| / 128; symmetric codes run from -127 to 127, -128 is not used"
         )
     if ((q - exact.trunc()).abs() <= CODE_TOLERANCE).logical_or((exact - exact.round()).abs() <= CODE_TOLERANCE).all():
-        raise Wrong(f"for {case} codes are cut off toward zero: casting to int8 truncates, so round first")
+        raise Wrong(f"for {case} codes are truncated toward zero: a cast to int8 does not round, so round first")
     if ((q - exact.floor()).abs() <= CODE_TOLERANCE).logical_or((exact - exact.round()).abs() <= CODE_TOLERANCE).all():
         raise Wrong(f"for {case} codes are rounded down; round to the nearest")
     worst = int(off.argmax())

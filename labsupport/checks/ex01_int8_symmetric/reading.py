@@ -45,5 +45,5 @@ def broadcast_scale(scale: Tensor, x: Tensor, case: str) -> Tensor:
     except RuntimeError:
         raise Wrong(
             f"for {case} the scale has shape {list(scale.shape)}, which does not broadcast against x {list(x.shape)}; "
-            f"keep the reduced dimensions (keepdim=True)"
+            "keep the reduced dimensions (keepdim=True)"
         ) from None

@@ -1,4 +1,4 @@
-"""There and back: at most half a step is lost."""
+"""Quantized and dequantized: at most half a step is lost."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class CheckScale(Check):
     def inputs(self, seed: int) -> dict[str, Any]:
         a, b, c, d, e = normal(seed, (64,), (5, 7), (2, 3, 4), (40,), (33,))
         half = d.clamp(-2.5, 2.5).half()
-        half[0] = 2.9  # 2.9 / 127 is about as far from a float16 number as can be
+        half[0] = 2.9  # 2.9 / 127 lies about halfway between two float16 numbers
         return {
             "a random vector": a * 3,
             "a random matrix": b,
@@ -68,7 +68,7 @@ def _compare_scale(scale: float, x: Tensor, case: str) -> None:
         "max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 255,
         "2 max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 127.5,
         "(max - min) / 255, that of asymmetric quantization; here it is max|x| / 127": span / 255,
-        "(max - min) / 254; symmetric codes put max|x| at 127, whatever the other end is": span / 254,
+        "(max - min) / 254; symmetric codes put max|x| at 127, however far the other end is": span / 254,
         "max(x) / 127; take the largest absolute value, or large negative values do not fit": float(x.max()) / 127,
         "max|x|; divide it by 127, the largest code": largest,
     }
@@ -77,9 +77,8 @@ def _compare_scale(scale: float, x: Tensor, case: str) -> None:
             raise Wrong(f"for {case} the scale is {text}")
     if is_(largest / 127, tolerance=5e-3):
         raise Wrong(
-            f"for {case} the scale is {scale:.7g}, where max|x| / 127 is {largest / 127:.7g}: not precise enough "
-            "for float32; "
-            f"convert x to float32 first and add nothing to the scale"
+            f"for {case} the scale is {scale:.7g}, where max|x| / 127 is {largest / 127:.7g}: "
+            "not precise enough for float32; convert x to float32 first and add nothing to the scale"
         )
     raise Wrong(f"for {case} the scale is {scale:.6g}; max|x| / 127 is {largest / 127:.6g}")
 

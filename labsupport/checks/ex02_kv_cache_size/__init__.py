@@ -1,7 +1,7 @@
 """Exercise 2: how large a KV cache is, and how many sequences fit.
 
 Both answers are whole numbers with one right value: products, and a quotient rounded down. Sizes are drawn as odd
-numbers that differ from each other, so that a forgotten factor shows, and can be named.
+numbers that differ from each other, so that a forgotten factor is noticed and can be named.
 """
 
 from labsupport.checks.check import Exercise

@@ -13,25 +13,25 @@ from labsupport.checks.ex02_kv_cache_size.sizes import FIT, FIT_NAMES, draw_size
 from labsupport.checks.plain import Plain, call
 
 FIT_MISTAKES: dict[str, Callable[..., int]] = {
-    "that is one more than fits; round down, a part of a sequence is no sequence": lambda m, *sizes: (
+    "that is one more than fits; round down, a part of a sequence does not count": lambda m, *sizes: (
         -(-m // cache_bytes(1, *sizes))
     ),
-    "that is one too few; the last whole sequence fits as well": lambda m, *sizes: num_that_fit(m, *sizes) - 1,
-    "that is rounded to the nearest; a part of a sequence is no sequence": (
+    "that is one too few; the last whole sequence fits too": lambda m, *sizes: num_that_fit(m, *sizes) - 1,
+    "that is rounded to the nearest; a part of a sequence does not count": (
         lambda m, *sizes: (2 * m + cache_bytes(1, *sizes)) // (2 * cache_bytes(1, *sizes))
     ),
-    "that takes memory_bytes for GiB; it is in bytes already": lambda m, *sizes: m * 2**30 // cache_bytes(1, *sizes),
+    "that treats memory_bytes as GiB; it is in bytes already": lambda m, *sizes: m * 2**30 // cache_bytes(1, *sizes),
     "those are tokens, not sequences; a sequence takes seq_len of them": (
         lambda m, tokens, *sizes: m // cache_bytes(1, 1, *sizes)
     ),
-    "that gives a sequence the keys of one layer; it has those of num_layers": (
+    "that counts the keys and values of one layer; a sequence has those of num_layers": (
         lambda m, tokens, layers, *sizes: m // cache_bytes(1, tokens, 1, *sizes)
     ),
-    "a sequence keeps keys and values, twice of what you count": lambda m, *sizes: 2 * m // cache_bytes(1, *sizes),
-    "that takes 2 bytes for every element; use bytes_per_element": (
+    "a sequence keeps keys and values, twice what you count": lambda m, *sizes: 2 * m // cache_bytes(1, *sizes),
+    "that assumes 2 bytes for every element; use bytes_per_element": (
         lambda m, t, n, h, d, width=2: m // cache_bytes(1, t, n, h, d, 2)
     ),
-    "that takes 1 byte for every element; use bytes_per_element": (
+    "that assumes 1 byte for every element; use bytes_per_element": (
         lambda m, t, n, h, d, width=2: m // cache_bytes(1, t, n, h, d, 1)
     ),
 }
@@ -41,7 +41,7 @@ class CheckBatchSize(Check):
     name = "check_batch_size"
     needs = (FIT,)
     points = 2
-    holds = "as many sequences as the memory holds whole"
+    holds = "the number of whole sequences that fit into the memory"
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 3)

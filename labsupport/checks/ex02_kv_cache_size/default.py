@@ -17,7 +17,7 @@ class CheckDefault(Check):
     name = "check_default"
     needs = (BYTES,)
     points = 1
-    holds = "an element takes 2 bytes where nothing else is said, and arguments go by name"
+    holds = "an element takes 2 bytes by default, and arguments can be passed by name"
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 1)

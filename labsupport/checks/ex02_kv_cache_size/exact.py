@@ -35,8 +35,8 @@ class CheckExact(Check):
             value, right = integer(returned(values[case], case), BYTES, case), cache_bytes(*arguments)
             if value != right:
                 raise Wrong(
-                    f"for {case}, {BYTES} returned {value}, not {right}: floats are exact up to 2**53 only, numpy's "
-                    "and torch's integers up to 2**63; Python's int has no limit"
+                    f"for {case}, {BYTES} returned {value}, not {right}: floats are exact only up to 2**53, "
+                    "integers of numpy and torch only up to 2**63; Python's int has no limit"
                 )
 
 

@@ -33,23 +33,23 @@ class CheckLimits(Check):
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         for case, arguments in inputs.items():
-            hint = "where nothing fits the answer is 0" if num_that_fit(*arguments) == 0 else ""
+            hint = "if nothing fits, the answer is 0" if num_that_fit(*arguments) == 0 else ""
             value, right = integer(returned(values[case], case, hint), FIT, case), num_that_fit(*arguments)
             if value == right:
                 continue
             one = cache_bytes(1, *arguments[1:])
             if right == 0:
                 raise Wrong(
-                    f"for {case}, {FIT} returned {value}: one sequence takes {one} bytes and does not fit, so the "
-                    "answer is 0"
+                    f"for {case}, {FIT} returned {value}: one sequence takes {one} bytes and does not fit, "
+                    "so the answer is 0"
                 )
             if value == right + 1 and (arguments[0] + 1) % one == 0:
                 raise Wrong(
-                    f"for {case}, {FIT} returned {value}: the last one is a byte short, so {right} fit; use // on "
-                    "whole numbers, neither floats nor rounding"
+                    f"for {case}, {FIT} returned {value}: the last one is a byte short, so {right} fit; "
+                    "use // on whole numbers, neither floats nor rounding"
                 )
             if value == right - 1 and arguments[0] % one == 0:
-                raise Wrong(f"for {case}, {FIT} returned {value}: {right} fit exactly, no byte need stay free")
+                raise Wrong(f"for {case}, {FIT} returned {value}: {right} fit exactly, no byte has to stay free")
             raise Wrong(f"for {case}, {FIT} returned {value}, not {right}")
 
 

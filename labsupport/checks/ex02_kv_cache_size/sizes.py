@@ -11,7 +11,7 @@ FIT_NAMES = ("memory_bytes", *NAMES[1:])
 
 
 def draw_sizes(draw: random.Random, scale: int = 1) -> list[int]:
-    """[batch_size, seq_len, num_layers, num_kv_heads, head_dim], no two alike."""
+    """[batch_size, seq_len, num_layers, num_kv_heads, head_dim], all different."""
     return [
         draw.choice([3, 5, 7]) * scale,
         draw.randrange(101, 2000, 2) * scale,

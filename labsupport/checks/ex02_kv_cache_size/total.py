@@ -13,7 +13,7 @@ from labsupport.checks.ex02_kv_cache_size.sizes import BYTES, NAMES, draw_sizes
 from labsupport.checks.plain import Plain, call
 
 BYTES_MISTAKES: dict[str, Callable[..., int]] = {
-    "a factor of 2 is missing, since keys and values are both kept": lambda b, t, n, h, d, w: b * t * n * h * d * w,
+    "a factor of 2 is missing: keys and values are both kept": lambda b, t, n, h, d, w: b * t * n * h * d * w,
     "that is one layer of one sequence; every layer and every sequence has keys and values of its own": (
         lambda b, t, n, h, d, w: 2 * t * h * d * w
     ),
@@ -29,19 +29,19 @@ BYTES_MISTAKES: dict[str, Callable[..., int]] = {
     ),
     "head_dim is missing: a key is a vector of head_dim elements": lambda b, t, n, h, d, w: 2 * b * t * n * h * w,
     "those are elements, not bytes; multiply by bytes_per_element": lambda b, t, n, h, d, w: 2 * b * t * n * h * d,
-    "that takes 2 bytes for every element; use bytes_per_element": lambda b, t, n, h, d, w: 4 * b * t * n * h * d,
-    "that takes 4 bytes for every element; use bytes_per_element": lambda b, t, n, h, d, w: 8 * b * t * n * h * d,
+    "that assumes 2 bytes for every element; use bytes_per_element": lambda b, t, n, h, d, w: 4 * b * t * n * h * d,
+    "that assumes 4 bytes for every element; use bytes_per_element": lambda b, t, n, h, d, w: 8 * b * t * n * h * d,
     "those are bits; there are 8 in a byte": lambda b, t, n, h, d, w: 16 * b * t * n * h * d * w,
     "those are KiB; return bytes": lambda b, t, n, h, d, w: cache_bytes(b, t, n, h, d, w) // 2**10,
     "those are MiB; return bytes": lambda b, t, n, h, d, w: cache_bytes(b, t, n, h, d, w) // 2**20,
-    "those are GiB, cut off; return bytes": lambda b, t, n, h, d, w: cache_bytes(b, t, n, h, d, w) // 2**30,
+    "those are GiB, rounded down; return bytes": lambda b, t, n, h, d, w: cache_bytes(b, t, n, h, d, w) // 2**30,
     "scores grow with seq_len * seq_len, but they are not kept: the cache grows with seq_len": (
         lambda b, t, n, h, d, w: 2 * b * t * t * n * h * d * w
     ),
-    "the token that comes next is not in the cache yet; seq_len tokens are": (
+    "the next token is not in the cache yet; seq_len tokens are": (
         lambda b, t, n, h, d, w: cache_bytes(b, t + 1, n, h, d, w)
     ),
-    "the last token is in the cache too: seq_len tokens are": lambda b, t, n, h, d, w: cache_bytes(
+    "the last token is in the cache too, so there are seq_len tokens in it": lambda b, t, n, h, d, w: cache_bytes(
         b, t - 1, n, h, d, w
     ),
 }

@@ -1,4 +1,4 @@
-"""Exercise 3: what grouped queries save, in parameters and in cache.
+"""Exercise 3: what grouped-query attention saves, in parameters and in the cache.
 
 Both answers are whole numbers with one right value. With head_dim = hidden_size / num_heads, q_proj and o_proj are
 [hidden, hidden], k_proj and v_proj [num_kv_heads * head_dim, hidden]. Heads are drawn as powers of two where a formula

@@ -13,14 +13,14 @@ from labsupport.checks.ex03_mha_vs_gqa.sizes import PER_TOKEN, TOKEN_NAMES, draw
 from labsupport.checks.plain import Plain, call
 
 CACHE_MISTAKES: dict[str, Callable[..., int]] = {
-    "a factor of 2 is missing, since keys and values are both kept": lambda n, h, q, kv, w=2: n * kv * (h // q) * w,
+    "a factor of 2 is missing: keys and values are both kept": lambda n, h, q, kv, w=2: n * kv * (h // q) * w,
     "that is one layer; each of num_layers has keys and values of its own": lambda n, h, q, kv, w=2: (
         2 * kv * (h // q) * w
     ),
     "that is what all num_heads heads would keep; there are num_kv_heads, each hidden_size // num_heads wide": (
         lambda n, h, q, kv, w=2: 2 * n * h * w
     ),
-    "that takes hidden_size for the width of a head; it is hidden_size // num_heads": (
+    "that uses hidden_size as the width of a head; it is hidden_size // num_heads": (
         lambda n, h, q, kv, w=2: 2 * n * h * kv * w
     ),
     "that is one head; each of num_kv_heads has keys and values of its own": lambda n, h, q, kv, w=2: (
@@ -30,8 +30,8 @@ CACHE_MISTAKES: dict[str, Callable[..., int]] = {
         2 * n * kv * w
     ),
     "those are elements, not bytes; multiply by bytes_per_element": lambda n, h, q, kv, w=2: 2 * n * kv * (h // q),
-    "that takes 2 bytes for every element; use bytes_per_element": lambda n, h, q, kv, w=2: 4 * n * kv * (h // q),
-    "that takes 4 bytes for every element; use bytes_per_element": lambda n, h, q, kv, w=2: 8 * n * kv * (h // q),
+    "that assumes 2 bytes for every element; use bytes_per_element": lambda n, h, q, kv, w=2: 4 * n * kv * (h // q),
+    "that assumes 4 bytes for every element; use bytes_per_element": lambda n, h, q, kv, w=2: 8 * n * kv * (h // q),
     "without bytes_per_element an element takes 2 bytes (float16); your default is 4": (
         lambda n, h, q, kv, w=4: 2 * n * kv * (h // q) * w
     ),

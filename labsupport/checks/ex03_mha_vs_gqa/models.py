@@ -49,7 +49,7 @@ class CheckModels(Check):
                 value = integer(returned(values[name][function], case), function, case)
                 if value != right:
                     near = abs(value - right) * 10**6 <= right
-                    hint = "floats lose digits; divide whole numbers, with //, and only where nothing is left over"
+                    hint = "floats lose digits; divide whole numbers with //, and only where there is no remainder"
                     raise Wrong(f"for {case}, {function} returned {value}, not {right}{f': {hint}' if near else ''}")
 
 

@@ -27,7 +27,7 @@ class CheckMultiHead(Check):
         return {case: call(answer[PARAMETERS], *arguments)[0] for case, arguments in inputs.items()}
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
-        text = "one of the four projections is missing: q_proj, k_proj, v_proj, o_proj"  # here all are alike
+        text = "one of the four projections is missing: q_proj, k_proj, v_proj, o_proj"  # all alike here
         mistakes = {text: lambda h, heads, kv: 3 * h * h, **PARAMETER_MISTAKES}
         judge_counts(PARAMETERS, inputs, values, num_parameters, mistakes)
 

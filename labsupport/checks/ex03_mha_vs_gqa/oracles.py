@@ -30,7 +30,7 @@ PARAMETER_MISTAKES: dict[str, Callable[..., int]] = {
     "k_proj and v_proj are counted as large as q_proj; they have num_kv_heads heads of hidden_size // num_heads": (
         lambda h, heads, kv: 4 * h * h
     ),
-    "head_dim is hidden_size // num_heads, not hidden_size // num_kv_heads; sharing keys makes no head wider": (
+    "head_dim is hidden_size // num_heads, not hidden_size // num_kv_heads; sharing keys does not make a head wider": (
         lambda h, heads, kv: 2 * h * heads * (h // kv) + 2 * h * h
     ),
     "only one of k_proj and v_proj is counted": lambda h, heads, kv: 2 * h * h + h * kv * (h // heads),
@@ -46,7 +46,7 @@ PARAMETER_MISTAKES: dict[str, Callable[..., int]] = {
         lambda h, heads, kv: h * h * (2 * heads + 2 * kv)
     ),
     "that is the share of one head; count all of them": lambda h, heads, kv: 4 * h * (h // heads),
-    "that takes hidden_size for the width of a key; it is hidden_size // num_heads": (
+    "that uses hidden_size as the width of a key; it is hidden_size // num_heads": (
         lambda h, heads, kv: 2 * h * h + 2 * h * h * kv
     ),
 }

@@ -38,8 +38,8 @@ class CheckDeadColumns(GPTQCheck):
             error = output_error(weight, result, seen)
             if not error <= 0.8 * nearest:
                 raise Wrong(
-                    f"for {case} the output error on those very inputs is {error / nearest:.2g} of "
-                    f"round-to-nearest's; {hint}"
+                    f"for {case} the output error on those very inputs "
+                    f"is {error / nearest:.2g} of round-to-nearest's; {hint}"
                 )
 
 

@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def correlated(seed: int, out: int, columns: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight, inputs, and the true covariance of such inputs. They come from two sources, one after the other, each
-    with a spectrum that falls as k^-2.5, so that whoever looks at a part of the rows knows one source only."""
+    """A weight [out, columns], inputs [rows, columns], and the true covariance of such inputs.
+
+    The first half of the inputs comes from one source, the second from another, each with a spectrum that decreases as
+    k^-2.5: an answer that reads only a part of the rows knows only one of them.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

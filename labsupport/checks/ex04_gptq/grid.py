@@ -40,17 +40,16 @@ class CheckGrid(GPTQCheck):
                 if not (error <= step * 1.001).all():
                     row = int((error / step).amax(1).argmax())
                     raise Wrong(
-                        f"for {case}, row {row} of group {index} is up to {(error / step).max():.3g} steps off (a "
-                        "step is "
-                        f"max|w| / {2 ** (bits - 1) - 1} of that row and group): each row and each group needs a "
-                        "scale of its own"
+                        f"for {case}, row {row} of group {index} is up to {(error / step).max():.3g} steps off "
+                        f"(a step is max|w| / {2 ** (bits - 1) - 1} of that row and group): "
+                        "each row and each group needs a scale of its own"
                     )
                 nearest = (w[:, :, None] - q[:, None, :]).abs().amin(2)
                 if not (error <= nearest + 1e-2 * step).all():
                     raise Wrong(
-                        f"for {case} (H is a multiple of the identity) no column can make up for another, yet "
-                        "weights are not on "
-                        f"their nearest level: is H = inputs.T @ inputs, and q rounded to the nearest?"
+                        f"for {case} (H is a multiple of the identity) no column can compensate for another, "
+                        "yet weights are not on their nearest level: "
+                        "is H = inputs.T @ inputs, and q rounded to the nearest?"
                     )
 
 

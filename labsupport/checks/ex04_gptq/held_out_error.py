@@ -12,7 +12,7 @@ from labsupport.checks.ex04_gptq.reading import read_weight
 from labsupport.checks.judging import Wrong, returned
 from labsupport.checks.plain import Plain
 
-ERROR_TOLERANCE = 1.6  # right variants reach 0.4 to 1.1 times the error compared with, wrong ones 2.2 and more
+ERROR_TOLERANCE = 1.6  # right variants reach 0.4 to 1.1 times the reference error, wrong ones 2.2 times and more
 
 
 class CheckOutputError(GPTQCheck):
@@ -39,9 +39,8 @@ class CheckOutputError(GPTQCheck):
             if not error <= min(ERROR_TOLERANCE * reachable, 0.8 * nearest):
                 raise Wrong(
                     f"at {case} the output error on new inputs is {error / nearest:.2f} of round-to-nearest's, "
-                    "GPTQ reaches "
-                    f"{reachable / nearest:.2f}: is H summed over all rows of inputs, and does each error reach "
-                    "every later column?"
+                    f"GPTQ reaches {reachable / nearest:.2f}: "
+                    "is H summed over all rows of inputs, and does each error reach every later column?"
                 )
 
 

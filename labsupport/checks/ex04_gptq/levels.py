@@ -42,13 +42,12 @@ class CheckLevels(GPTQCheck):
             result = read_weight(returned(values[case], case), weight, case)
             unchanged(values[case], case, "weight", "inputs")
             if torch.equal(result, weight.double()):
-                raise Wrong(f"for {case} the weight comes back as it was given: nothing is quantized")
+                raise Wrong(f"for {case} the weight comes back unchanged: nothing is quantized")
             most, (row, group) = _most_levels(result, group_size)
             if most > 2**bits:
                 raise Wrong(
                     f"for {case}, row {row} of group {group} is on {most} levels; {bits} bits allow {2**bits}: "
-                    "clamp the codes to the "
-                    f"grid after the update too, and leave columns alone once they are rounded"
+                    "clamp the codes to the grid after the update too, and leave columns alone once they are rounded"
                 )
             if torch.equal(result, result.round()) and result.abs().max() < 2**bits:
                 raise Wrong(f"for {case} codes come back, not weights: return (q - zero_point) * scale")
@@ -56,7 +55,7 @@ class CheckLevels(GPTQCheck):
 
 def _most_levels(result: Tensor, group_size: int) -> tuple[int, tuple[int, int]]:
     """The largest number of different values in a row and group, and where. Values that differ by 1e-5 of the group's
-    range are one level: (q - z) * s and q * s - z * s round differently."""
+    range count as one level: (q - z) * s and q * s - z * s round differently."""
     most, where = 0, (0, 0)
     for group, columns in enumerate(result.split(group_size, 1)):
         ordered = columns.sort(1).values

@@ -24,7 +24,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int) -> Tensor:
 
 
 def coarsest_gptq(weight: Tensor, inputs: Tensor, bits: int, group_size: int) -> Tensor:
-    """GPTQ on codes ±(2^(bits-1) - 1) with 5 % damping: of all right variants the one with the largest error."""
+    """GPTQ on codes ±(2^(bits-1) - 1) with 5 % damping: of all right variants, the one with the largest error."""
     weight, largest_code = weight.clone(), 2 ** (bits - 1) - 1
     hessian = inputs.double().T @ inputs.double()
     hessian += 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)

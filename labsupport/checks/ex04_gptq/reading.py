@@ -19,5 +19,5 @@ def read_weight(value: Plain, weight: Tensor, case: str, hint: str = "") -> Tens
     if result.shape != weight.shape:
         raise Wrong(f"{name} must have the weight's shape {list(weight.shape)}; got {list(result.shape)}")
     if not result.isfinite().all():
-        raise Wrong(f"{name} has NaN or inf in it{hint and ': '}{hint}")
+        raise Wrong(f"{name} contains NaN or inf{hint and ': '}{hint}")
     return result

@@ -17,7 +17,7 @@ from labsupport.checks.plain import Plain
 FORMULA = (
     "e = (w[:, j] - q) / U[j, j], then w[:, j+1:] -= e[:, None] * U[j, j+1:], where UᵀU = H⁻¹ and U is upper triangular"
 )
-SLOPE_TOLERANCE = 0.4  # damping takes up to 5 %, clipping at the ends of the grid up to 20 %, noise 5 %
+SLOPE_TOLERANCE = 0.4  # damping costs up to 5 %, clipping at the ends of the grid up to 20 %, noise 5 %
 
 
 class CheckUpdate(GPTQCheck):
@@ -28,8 +28,9 @@ class CheckUpdate(GPTQCheck):
     FIRST, MIDDLE, LAST, COLUMNS = 0, 16, 31, 32  # three columns that correlate, in two groups of 16
 
     def _hessian(self) -> Tensor:
-        """Correlations 0.8, 0.8, 0.64: given FIRST, the others do not correlate, so H⁻¹ in place of its Cholesky
-        factor would pass nothing on from MIDDLE to LAST. The diagonal falls: act-order keeps the order of columns."""
+        """Correlations 0.8, 0.8, 0.64: given FIRST, the others do not correlate, so H⁻¹ in place of its Cholesky factor
+        would pass nothing on from MIDDLE to LAST. The diagonal decreases, so that act-order keeps the order of columns.
+        """
         correlation = torch.eye(self.COLUMNS, dtype=torch.float64)
         for i, k, value in (
             (self.FIRST, self.MIDDLE, 0.8),
@@ -63,13 +64,13 @@ class CheckUpdate(GPTQCheck):
             raise Wrong("errors stop at the end of their group: pass them on to the columns of all later groups too")
         if max(abs(first), abs(middle)) < SLOPE_TOLERANCE:
             raise Wrong(
-                f"later columns hardly make up for earlier errors (by {first:.2f} and {middle:.2f} of what is "
-                f"best). {FORMULA}"
+                "later columns hardly compensate for earlier errors "
+                f"(by {first:.2f} and {middle:.2f} of the best correction). {FORMULA}"
             )
         raise Wrong(
-            f"the last column makes up for {first:.2f} and {middle:.2f} of the errors of two earlier ones, where "
-            "1 is best: is U the "
-            f"Cholesky factor of H⁻¹ (upper), not H⁻¹ itself? {FORMULA}"
+            f"the last column compensates for {first:.2f} and {middle:.2f} of the errors of two earlier ones, "
+            "where 1 is best: is U the (upper) Cholesky factor of H⁻¹, not H⁻¹ itself? "
+            f"{FORMULA}"
         )
 
 

@@ -33,16 +33,15 @@ class CheckUsesInputs(GPTQCheck):
         some, other, scaled = (read_weight(returned(values[case], case), weight, case) for case in inputs)
         if _moved(some, other) < 0.02:
             raise Wrong(
-                "the result is the same for different inputs: this is round-to-nearest; pass each column's error "
-                "on to the columns "
-                "that come after it, weighted by the inputs' H = inputs.T @ inputs (and check that U is upper "
-                "triangular)"
+                "the result is the same for different inputs: this is round-to-nearest; "
+                "pass each column's error on to the columns after it, weighted by the inputs' H = inputs.T @ inputs "
+                "(and check that U is upper triangular)"
             )
         if _moved(some, scaled) > 0.02:  # a small constant damping may flip a few codes
             raise Wrong(
-                f"{_moved(some, scaled):.0%} of the weights change when all inputs are multiplied by 16, though "
-                "that multiplies every "
-                f"output error alike: divide the error by U[j, j], and make the damping a share of H's mean diagonal"
+                f"{_moved(some, scaled):.0%} of the weights change when all inputs are multiplied by 16, "
+                "though that multiplies every output error by the same factor: "
+                "divide the error by U[j, j], and make the damping a share of H's mean diagonal"
             )
 
 

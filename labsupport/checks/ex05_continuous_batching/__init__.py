@@ -1,15 +1,16 @@
 """Exercise 5: a scheduler for continuous batching.
 
-A case is a number of slots and requests [step, id, num_tokens]: which are added before which step (steps count from 1).
-Then the scheduler steps a fixed number of times, whatever it says of itself. Each check looks at one property of what
-came back, so that a mistake costs the points of the property that it breaks:
+A case is a number of slots, and requests [step, id, num_tokens]: each is added before that step (steps count from 1).
+Then the scheduler steps a fixed number of times, whatever it reports about itself. Each check looks at one property of
+what came back, so that a mistake only costs the points of the property that it breaks:
 
-- who: every request gets its tokens, and no more (nothing is said of when);
-- how many: at most max_num_seqs a step, and as many as there is work for (nothing is said of who);
-- in which order: first come, first served, and no pauses. This and how many leave one right schedule, which the later
-  checks compare with: a request starts when the slot comes free that the ones before it leave (`_schedule`).
+- who: every request gets its tokens, and no more (it does not matter when);
+- how many: at most max_num_seqs a step, and as many as there is work for (it does not matter who);
+- in which order: first come, first served, and no pauses. Together with how many, this leaves one right schedule, with
+  which the later checks compare: a request starts as soon as the requests before it leave a slot free
+  (`oracles.right_schedule`).
 
-Arguments are valid everywhere, and ids differ: the exercise asks for no error handling.
+All arguments are valid and all ids different: the exercise asks for no error handling.
 """
 
 from labsupport.checks.check import Exercise

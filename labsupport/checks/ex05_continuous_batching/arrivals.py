@@ -46,11 +46,11 @@ class CheckArrivals(SchedulerCheck):
                 missing = [request_id for request_id in wanted if request_id not in ids]
                 ahead = [request_id for request_id in ids if request_id not in wanted]
                 if missing and ahead:
-                    raise Wrong(f"{text}: {ahead[0]} overtakes {missing[0]}, which waits longer")
+                    raise Wrong(f"{text}: {ahead[0]} overtakes {missing[0]}, which has waited longer")
                 if missing:
                     raise Wrong(
-                        f"{text}: {missing[0]} is there and a slot is free; requests may be added at any time, also "
-                        "when the scheduler has run dry"
+                        f"{text}: {missing[0]} has been added and a slot is free; "
+                        "requests may be added at any time, also when the scheduler has nothing left to do"
                     )
                 raise Wrong(text)
 

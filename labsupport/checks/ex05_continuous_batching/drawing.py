@@ -8,13 +8,13 @@ from typing import Any
 
 
 def make_case(slots: int, requests: list[list[int]], extra: int = 2) -> dict[str, Any]:
-    """With steps enough for one request at a time."""
+    """A case with enough steps to serve one request at a time."""
     last = max((step for step, _, _ in requests), default=1)
     return {"slots": slots, "requests": requests, "steps": last - 1 + sum(n for _, _, n in requests) + extra}
 
 
 def named(*cases: dict[str, Any]) -> dict[str, Any]:
-    """Each case under a name that says how to repeat it by hand."""
+    """Each case under a name from which it can be repeated by hand."""
     named = {}
     for case in cases:
         groups: dict[int, list[str]] = {}
@@ -33,7 +33,7 @@ def at_once(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 def draw_ids(draw: random.Random, count: int) -> list[int]:
-    """Different, neither ascending nor descending, 0 among them."""
+    """Different ids, neither ascending nor descending, 0 among them."""
     ids = [*draw.sample(range(10, 100), count - 1), 0]
     draw.shuffle(ids)
     return ids if count < 3 or ids not in (sorted(ids), sorted(ids, reverse=True)) else [ids[1], ids[0], *ids[2:]]

@@ -24,7 +24,7 @@ class CheckHasUnfinished(SchedulerCheck):
         return named(
             make_case(2, at_once(ids, [draw.randint(1, 4) for _ in ids])),
             make_case(3, at_once(ids[:1], [draw.randint(2, 4)])),
-            make_case(1, [[1, ids[0], 2], [2, ids[1], 1], [4, ids[2], 2]]),  # the third comes as the second is done
+            make_case(1, [[1, ids[0], 2], [2, ids[1], 1], [4, ids[2], 2]]),  # the third comes when the second is done
         )
 
     def run(self, answer: Answer, inputs: Inputs) -> Plain:
@@ -35,14 +35,14 @@ class CheckHasUnfinished(SchedulerCheck):
             steps = read_steps(case, each, values[case])
             points = iter(values[case]["asked"])
             requests, added = list(each["requests"]), 0
-            self._expect(case, next(points), [], [], "nothing was added yet")
+            self._expect(case, next(points), [], [], "nothing has been added yet")
             for number in range(1, len(steps) + 1):
                 while added < len(requests) and requests[added][0] == number:
                     added += 1
                     unfinished = unfinished_at({"requests": requests[:added]}, steps, number)
                     self._expect(case, next(points), unfinished, steps[: number - 1], "")
                 unfinished = unfinished_at({"requests": requests[:added]}, steps[:number], number + 1)
-                last = "the last token has been given" if steps[number - 1] else "nobody is left to serve"
+                last = "the last token has been given" if steps[number - 1] else "no request is left"
                 self._expect(case, next(points), unfinished, steps[:number], last)
 
     def _expect(self, case: str, point: Plain, unfinished: list[int], steps: Steps, otherwise: str) -> None:
@@ -57,7 +57,7 @@ class CheckHasUnfinished(SchedulerCheck):
             raise Wrong(f"{text}: {otherwise}, a loop over it would call step() once too often")
         seen = {request_id for ids in steps for request_id in ids}
         if not seen & set(unfinished):
-            raise Wrong(f"{text}: {unfinished[0]} waits, and waiting requests are unfinished too")
+            raise Wrong(f"{text}: {unfinished[0]} waits, and a waiting request is unfinished too")
         raise Wrong(f"{text}: {unfinished[0]} lacks tokens, a loop over it would stop too early")
 
 

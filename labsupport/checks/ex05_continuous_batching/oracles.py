@@ -10,7 +10,7 @@ from labsupport.checks.ex05_continuous_batching.reading import Steps
 
 
 def right_schedule(inputs: Mapping[str, Any]) -> Steps:
-    """The right schedule, found without a scheduler: each request takes the slot that is free first, in order."""
+    """The right schedule, found without a scheduler: in order, each request takes the slot that is free first."""
     free = [1] * inputs["slots"]  # the step from which each slot is free
     steps: Steps = [[] for _ in range(inputs["steps"])]
     for added, request_id, num_tokens in inputs["requests"]:

@@ -41,7 +41,7 @@ class CheckOrder(SchedulerCheck):
 
 
 def _judge_order(case: str, inputs: Mapping[str, Any], steps: Steps) -> None:
-    """Who starts when, who pauses, and in which order the ids stand in each list."""
+    """Who starts when, who pauses, and in which order the ids are in each list."""
     order = [request_id for _, request_id, _ in inputs["requests"]]
     start: dict[int, int] = {}
     for number, ids in enumerate(steps, start=1):
@@ -78,14 +78,14 @@ def _judge_order(case: str, inputs: Mapping[str, Any], steps: Steps) -> None:
             continue
         text = f"for {case}, step {number} returned {ids}; in order of admission that is {wanted}"
         if ids == sorted(ids) and all(each == sorted(each) for each in steps):
-            raise Wrong(f"{text}: ids are names, sorting by them says nothing of who came first")
+            raise Wrong(f"{text}: ids are names, sorting by them does not tell who came first")
         if all(each == sorted(each, key=order.index, reverse=True) for each in steps):
-            raise Wrong(f"{text}: yours are in reverse")
-        raise Wrong(f"{text}: who came first stands first, whichever slot it has")
+            raise Wrong(f"{text}: yours is the reverse order")
+        raise Wrong(f"{text}: the first to come is the first in the list, whichever slot it has")
 
 
 def _judge_schedule(case: str, inputs: Mapping[str, Any], steps: Steps) -> None:
-    """Every list is the right one. What `_judge_order` cannot name, and what comes from other steps, ends here."""
+    """Every list must be the right one: catches what `_judge_order` cannot name, and what follows from other steps."""
     for number, (ids, wanted) in enumerate(zip(steps, right_schedule(inputs), strict=False), start=1):
         if ids != wanted:
             raise Wrong(f"for {case}, step {number} returned {ids}, not {wanted}")

@@ -19,7 +19,7 @@ class SchedulerCheck(Check):
 
 
 def play(make: Callable[..., Any], case: Mapping[str, Any], clear: bool = False, ask: bool = False) -> dict[str, Plain]:
-    """Serve a case. ``clear`` empties the lists that come back, ``ask`` reads has_unfinished at every point."""
+    """Serve a case. ``clear`` empties the lists that come back, ``ask`` reads has_unfinished after every call."""
     made, scheduler = call(make, case["slots"])
     adds: list[Plain] = []
     steps: list[Plain] = []

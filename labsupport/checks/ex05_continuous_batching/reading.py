@@ -13,7 +13,7 @@ Steps = list[list[int]]  # the ids that each step returned
 
 
 def read_steps(case: str, inputs: Mapping[str, Any], outcome: Mapping[str, Any], idle: bool = False) -> Steps:
-    """The lists that came back, or `Wrong`. Unless ``idle``, what happens once everybody is served is forgiven."""
+    """The lists that came back, or `Wrong`. Unless ``idle``, errors are ignored once all requests are served."""
     returned(outcome["made"], f"{SCHEDULER}({inputs['slots']})")
     for (_, request_id, num_tokens), added in zip(inputs["requests"], outcome["adds"], strict=False):
         returned(added, f"{case}, add({request_id}, {num_tokens})")
@@ -25,7 +25,7 @@ def read_steps(case: str, inputs: Mapping[str, Any], outcome: Mapping[str, Any],
         nothing = not isinstance(outcome_of_step.get("returned"), list)
         if over and nothing and not idle:
             return found
-        hint = "with nobody to serve, step() returns []" if served else ""
+        hint = "when no request is left, step() returns []" if served else ""
         ids = returned(outcome_of_step, f"{case}, step {number}", hint)
         if nothing:
             raise Wrong(
@@ -39,7 +39,7 @@ def read_steps(case: str, inputs: Mapping[str, Any], outcome: Mapping[str, Any],
                     f"{describe(request_id)}"
                 )
             if request_id not in left:
-                raise Wrong(f"for {case}, step {number} returned {ids}: {request_id} is no id of a request")
+                raise Wrong(f"for {case}, step {number} returned {ids}: no request has the id {request_id}")
             left[request_id] -= 1
         found.append(ids)
     if len(found) != inputs["steps"]:
@@ -48,7 +48,7 @@ def read_steps(case: str, inputs: Mapping[str, Any], outcome: Mapping[str, Any],
 
 
 def unfinished_at(inputs: Mapping[str, Any], steps: Steps, number: int) -> list[int]:
-    """Ids that have been added before step ``number`` and lack a token then, in that order."""
+    """Ids of the requests added before step ``number`` that still lack a token then, in the order of their arrival."""
     return [
         request_id
         for step, request_id, num_tokens in inputs["requests"]

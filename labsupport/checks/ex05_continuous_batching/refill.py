@@ -42,18 +42,18 @@ class CheckRefill(SchedulerCheck):
 
 
 def _why_idle(inputs: Mapping[str, Any], steps: Steps, number: int, unfinished: list[int]) -> str:
-    """What kept a slot empty in step ``number``."""
+    """Why a slot was empty in step ``number``."""
     ids, before = steps[number - 1], steps[: number - 1]
     seen = {request_id for earlier in before for request_id in earlier}
     passed_over = [request_id for request_id in unfinished if request_id in seen and request_id not in ids]
     if not before:
-        return f"{min(inputs['slots'], len(unfinished))} requests have a slot and get a token in the first step already"
+        return f"{min(inputs['slots'], len(unfinished))} requests should have a slot and get a token in the first step"
     if passed_over:
         still = unfinished_at(inputs, steps, number + 1)
         done = [request_id for request_id in ids if request_id not in still]
         if done:
             return (
-                f"{passed_over[0]} runs and was passed over as {done[0]} got its last token; removing from a list "
+                f"{passed_over[0]} runs and was passed over when {done[0]} got its last token; removing from a list "
                 "while iterating over it skips the next one"
             )
         return f"{passed_over[0]} runs and got no token: every running request gets one in every step"
@@ -64,13 +64,13 @@ def _why_idle(inputs: Mapping[str, Any], steps: Steps, number: int, unfinished: 
             "as one is free"
         )
     return (
-        f"{waiting} waits though a slot is free since the step before: fill the slots at the start of each step, from "
-        "requests that still wait, after those that are done have left"
+        f"{waiting} waits although a slot has been free since the step before: fill the slots at the start of each "
+        "step with requests that still wait, after those that are done have left"
     )
 
 
 def _never_mixes(inputs: Mapping[str, Any], steps: Steps) -> bool:
-    """No request starts while another that started earlier lacks a token."""
+    """Whether no request starts while one that started earlier lacks a token."""
     seen: set[int] = set()
     for number, ids in enumerate(steps, start=1):
         if set(ids) - seen and seen & set(unfinished_at(inputs, steps, number)):

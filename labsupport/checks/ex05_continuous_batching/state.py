@@ -36,10 +36,10 @@ class CheckState(SchedulerCheck):
         others: list[Any] = []
 
         def disturbed(slots: int) -> Any:
-            """A scheduler made between two others, which have other slots, and unfinished requests of the same ids."""
+            """A scheduler made between two others, which have other slots and unfinished requests of the same ids"""
             before = answer[SCHEDULER](slots + 5)
             before.add(ids[0], 9)
-            before.step()  # its request runs, those of the other one wait
+            before.step()  # its request runs, those of the other wait
             scheduler = answer[SCHEDULER](slots)
             after = answer[SCHEDULER](slots + 9)
             for request_id in ids:
@@ -48,7 +48,7 @@ class CheckState(SchedulerCheck):
             return scheduler
 
         together = {case: play(disturbed, each) for case, each in inputs.items()}
-        for other in others * 20:  # what is shared is left empty, so that the next check does not stumble over it
+        for other in others * 20:  # whatever they share is left empty, so that it cannot affect the next check
             call(lambda other=other: other.step())
         return {"alone": alone, "cleared": cleared, "together": together}
 
@@ -67,13 +67,13 @@ class CheckState(SchedulerCheck):
                 case,
                 each,
                 read_steps(case, each, values["cleared"][case]),
-                "the caller emptied the lists it got, and the scheduler with them; return a new list each time",
+                "the caller emptied the lists it got, which emptied the scheduler too; return a new list each time",
             )
             self._same(
                 case,
                 each,
                 read_steps(case, each, values["together"][case]),
-                "there are other schedulers, with requests of their own; what a scheduler holds must be made in "
+                "other schedulers exist, with requests of their own; what a scheduler holds must be created in "
                 "__init__ and set on self, not on the class, in a global or in a default argument",
             )
 

@@ -46,17 +46,17 @@ class CheckTokens(SchedulerCheck):
                     continue
                 text = f"for {case}, request {request_id} got {count} of {num_tokens} tokens"
                 if off == {1}:
-                    raise Wrong(f"{text}, and every other one too many as well: the token of this step counts too")
+                    raise Wrong(f"{text}, and all others got one too many: the token of the current step counts too")
                 if off == {-1}:
                     raise Wrong(
-                        f"{text}, and every other one too few as well: a request gets its first token in the step that "
+                        f"{text}, and all others got one too few: a request gets its first token in the step that "
                         "admits it, and leaves after its last"
                     )
                 if count > num_tokens:
                     raise Wrong(f"{text}: it must leave with its last token")
                 if count == 0:
                     raise Wrong(f"{text} in {len(steps)} steps: it was lost, or is never admitted")
-                raise Wrong(f"{text} in {len(steps)} steps: it left too early, or waits forever")
+                raise Wrong(f"{text} in {len(steps)} steps: it left too early, or it waits forever")
 
 
 check_tokens = CheckTokens()

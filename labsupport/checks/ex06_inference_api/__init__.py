@@ -1,11 +1,11 @@
 """Exercise 6: an HTTP API in front of an engine.
 
 The checks are clients: they speak HTTP to the student's app, which runs on a server without a network (`asgi`), before
-an engine whose answers are known and whose steps wait until they are allowed (`stand_in_engine`). So whether an app
-blocks, streams and batches is seen from the order of events, not from the clock. Any app that keeps the contract
-passes: coroutines or functions, a thread that steps or a task, started at once or when it is needed.
+an engine whose answers are known and whose steps wait until they are allowed (`stand_in_engine`). So the order of
+events, not the clock, shows whether an app blocks, streams and batches. Any app that keeps the contract passes:
+coroutines or functions, a thread that steps or a task, started at once or on demand.
 
-What `run` returns is what the clients got, and what the engine was asked.
+`run` returns what the clients got, and what the engine was asked to do.
 """
 
 from labsupport.checks.check import Exercise

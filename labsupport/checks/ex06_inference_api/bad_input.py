@@ -78,7 +78,7 @@ class CheckBadInput(ApiCheck):
             cause = f" ({got['error']['type']}: {got['error']['message']})" if got["error"] else ""
             raise Wrong(
                 f"{what} was answered with status {status}{cause}; what cannot be served is refused with a status of "
-                "4xx: let pydantic check the fields, and turn the engine's ValueError into one"
+                "4xx: let pydantic check the fields, and turn the engine's ValueError into such a status"
             )
         if values["left"]:
             raise Wrong(f"requests that were refused left {values['left']} in the engine")

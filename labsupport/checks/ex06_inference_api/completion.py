@@ -70,12 +70,12 @@ class CheckCompletion(ApiCheck):
                 raise Wrong(f'{what}: "object" must be "text_completion"; got {value.get("object")!r}')
             ids.append(value.get("id"))
         if not all(isinstance(each, str) and each for each in ids) or len(set(ids)) < len(ids):
-            raise Wrong(f'"id" must be a string, another one for each request; got {ids}')
+            raise Wrong(f'"id" must be a string, a different one for each request; got {ids}')
         if len(values["got"]) != len(inputs["bodies"]):
             raise ValueError("answers are missing")
 
     def _judge_asked(self, body: Mapping[str, Any], asked: list[Any], what: str) -> None:
-        """What the engine got is what the client asked for."""
+        """The engine got what the client asked for."""
         for prompt, max_tokens, temperature in asked:
             if prompt != body["prompt"]:
                 continue
@@ -86,7 +86,9 @@ class CheckCompletion(ApiCheck):
                     raise Wrong(f"{what}: the engine's SamplingParams must have {name} {wanted}{why}; they had {value}")
             return
         prompts = ", ".join(repr(prompt) for prompt, _, _ in asked) or "nothing"
-        raise Wrong(f"{what}: the engine must be asked to continue this very prompt; it was asked for {prompts[:100]}")
+        raise Wrong(
+            f"{what}: the engine must be asked to continue this very prompt; it was asked to continue {prompts[:100]}"
+        )
 
     def _judge_usage(self, usage: Any, prompt_tokens: int, completion_tokens: int, what: str) -> None:
         wanted = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,

@@ -45,7 +45,7 @@ class CheckConcurrent(ApiCheck):
             got += [
                 server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": inputs["max_tokens"]}) for prompt in others
             ]
-            wait_until(lambda: len(engine.seen) == len(got), 3)  # at once if step() is no obstacle
+            wait_until(lambda: len(engine.seen) == len(got), 3)  # immediate unless step() is in the way
             for _ in range(150):  # a queue or a lock lets them in between two steps
                 if len(engine.seen) == len(got):
                     break
@@ -66,7 +66,7 @@ class CheckConcurrent(ApiCheck):
         if not values["health"]["ended"]:
             raise Wrong(
                 "GET /health got no answer while engine.step() ran: it waits for the engine, through a lock that is "
-                "held during a step or through a blocked event loop; it must not"
+                "held during a step or through a blocked event loop, and must not"
             )
         text_of(values["health"], "GET /health while the engine computes")
         judge_threads(values["overlaps"])
@@ -85,13 +85,13 @@ class CheckConcurrent(ApiCheck):
         if values["largest_batch"] < len(asked):
             raise Wrong(
                 f"{len(asked)} requests came while the first was computed, and the engine never had more than "
-                f"{values['largest_batch']} in a step: one call of step() serves all, so hand each request in while "
+                f"{values['largest_batch']} in a step: one call of step() serves all, so add each request while "
                 "others run, and let a waiting request have its turn between two steps"
             )
 
 
 def _strings(value: Any) -> str:
-    """All strings in a JSON value, so that one check need not care for what another one looks at."""
+    """All strings in a JSON value: its structure is for another check to judge."""
     if isinstance(value, dict | list):
         return "\n".join(_strings(each) for each in (value.values() if isinstance(value, dict) else value))
     return value if isinstance(value, str) else ""

@@ -30,7 +30,7 @@ class CheckDisconnect(ApiCheck):
         engine = StandInEngine(inputs["answers"])
         outcome: dict[str, Any] = {"gone": False}
         automatic = gc.isenabled()
-        gc.disable()  # it could run in this thread, and wait there for a step that this thread has to allow
+        gc.disable()  # it could run in this thread, and wait for a step that only this thread can allow
         try:
             self._leave(answer, engine, inputs, outcome)
         finally:
@@ -54,9 +54,9 @@ class CheckDisconnect(ApiCheck):
                 wait_until(lambda: engine.held, 20)
                 outcome["early"] = [each.plain() for each in got if each.ended]
                 got[0].disconnect()
-                wait_until(lambda: bool(engine.overlaps), 3)  # at once if an abort waits for nobody
+                wait_until(lambda: bool(engine.overlaps), 3)  # immediate if an abort does not wait
                 for number in range(60):
-                    if number % 20 == 1:  # a generator that is no coroutine ends when it is collected
+                    if number % 20 == 1:  # a generator that is not async ends when it is collected
                         threading.Thread(target=gc.collect, daemon=True).start()  # and may wait for a step
                     if not engine.holds(leaves):
                         break
@@ -73,11 +73,11 @@ class CheckDisconnect(ApiCheck):
         leaves, stays = inputs["answers"]
         for each in values["early"]:
             text_of(each, f"POST {COMPLETIONS} with stream: true")
-            raise Wrong("two streams of several hundred tokens: one was over before its client could leave")
+            raise Wrong("two streams of several hundred tokens: one ended before its client could leave")
         if not values["gone"]:
             raise Wrong(
                 "the client of a stream left, and the engine went on with its request for 100 steps: abort it where "
-                "the generator ends, in a `finally`, and do not wait there for a lock (a cancelled coroutine cannot)"
+                "the generator ends, in a `finally`, and do not await a lock there (a cancelled coroutine cannot)"
             )
         judge_threads(values["overlaps"])
         what = f"POST {COMPLETIONS} with stream: true, beside a client that left,"

@@ -8,7 +8,10 @@ WORDS = ("cache", "block", "token", "prompt", "batch", "step", "engine", "layer"
 
 
 def draw_answers(draw: random.Random, *sizes: int) -> dict[str, str]:
-    """Different prompts, each with a continuation of so many tokens, at least 10. No two begin with the same word."""
+    """Different prompts, each with a continuation of one of the ``sizes`` in tokens (at least 10).
+
+    No two continuations begin with the same word.
+    """
     prompts = draw.sample(["def add(a, b):", "The with statement", "import ", "量化 is", "class Engine:", "Once upon"],
                           len(sizes))  # fmt: skip
     firsts = draw.sample(["量化", "推理", "🙂", "Größe"], len(sizes))  # characters of several bytes

@@ -41,7 +41,7 @@ class CheckHealth(ApiCheck):
                 running.wait()
                 outcome["running"] = running.plain()
                 if running.ended:
-                    for _ in range(20):  # it may take a moment until it is known
+                    for _ in range(20):  # the failure may take a moment to be noticed
                         health = server.get("/health")
                         health.wait()
                         if health.status != 200:
@@ -56,10 +56,10 @@ class CheckHealth(ApiCheck):
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
         text_of(values["idle"], "GET /health")
-        for name, when in (("running", "that ran as engine.step() raised"), ("later", "after engine.step() raised")):
+        for name, when in (("running", "that ran when engine.step() raised"), ("later", "after engine.step() raised")):
             got, what = values[name], f"POST {COMPLETIONS} {when}"
             if not got["ended"]:
-                raise Wrong(f"{what}, was never answered: catch what step() raises, and tell those who wait")
+                raise Wrong(f"{what}, was never answered: catch what step() raises, and answer all requests that wait")
             if got["status"] < 500:
                 raise Wrong(f"{what}, was answered with status {got['status']}; it must be 500 or 503")
             if inputs["failure"] in got["text"]:
@@ -67,7 +67,7 @@ class CheckHealth(ApiCheck):
         if values["failed"]["status"] != 503:
             raise Wrong(
                 f"GET /health after engine.step() raised must be answered with status 503; got "
-                f"{values['failed']['status']}: it must look at the engine, not say what is always true"
+                f"{values['failed']['status']}: it must look at the engine, not always say the same"
             )
 
 

@@ -58,7 +58,7 @@ class CheckMetrics(ApiCheck):
                     got = server.post(COMPLETIONS, body)
                     if number == 0:
                         wait_until(lambda: engine.held or got.ended)  # noqa: B023
-                        if server.thread.ident not in engine.threads:  # else check_concurrent says so
+                        if server.thread.ident not in engine.threads:  # else check_concurrent reports it
                             scrape(server, "while a request runs")
                         engine.open()
                     ended = got.wait()
@@ -102,7 +102,7 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
     if not kind.startswith(("text/plain", "application/openmetrics-text")):
         raise Wrong(
             f"{what}: the content type must be that of Prometheus's text, text/plain; version=0.0.4; got {kind}, "
-            "which Prometheus does not read"
+            "which Prometheus does not accept"
         )
     series: dict[str, float] = {}
     types: dict[str, str] = {}
@@ -119,7 +119,7 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
             value = float(match[3])  # type: ignore[index]
         except (TypeError, ValueError):
             raise Wrong(
-                f'{what}: a line is a name, perhaps {{label="value"}}, a space and a number; got {line[:80]!r}'
+                f'{what}: a line is a name, optionally {{label="value"}}, a space and a number; got {line[:80]!r}'
             ) from None
         labels = ",".join(sorted(re.findall(_LABEL, match[2] or "")))  # type: ignore[index]
         name = f"{match[1]}{{{labels}}}" if labels else match[1]  # type: ignore[index]
@@ -129,8 +129,8 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
     if text and not text.endswith("\n"):
         raise Wrong(f"{what}: the last line must end in a newline")
     for name, kind in METRICS.items():
-        if name != "request_success_total" and name not in series:  # a label that never occurred has no series
-            raise Wrong(f"{what}: {name} is missing; there are {', '.join(series)[:100] or 'no samples'}")
+        if name != "request_success_total" and name not in series:  # a label value that never occurred has no series
+            raise Wrong(f"{what}: {name} is missing; found {', '.join(series)[:100] or 'no samples'}")
         declared = types.get(name, types.get(name.removesuffix("_total")))
         if declared != kind:
             raise Wrong(f'{what}: there must be a line "# TYPE {name} {kind}"; its type is {declared}')

@@ -22,7 +22,7 @@ def judge_serving(values: Mapping[str, Any]) -> None:
 def judge_threads(overlaps: list[str]) -> None:
     for function in overlaps:
         raise Wrong(
-            f"engine.{function}() was called while engine.step() ran in another thread: the engine is for one caller "
+            f"engine.{function}() was called while engine.step() ran in another thread: the engine serves one caller "
             "at a time, so guard it with a lock, or hand requests to the thread that steps through a queue"
         )
 
@@ -34,8 +34,8 @@ def text_of(answer: Mapping[str, Any], what: str) -> str:
         returned({"raised": {**error, "not_attempted": False}}, what)
     if not answer["ended"]:
         raise Wrong(
-            f"{what} was never answered{' in full' if status else ''}: does something call engine.step() as long as "
-            "engine.has_unfinished, and hand each output to the request it belongs to?"
+            f"{what} was never answered{' in full' if status else ''}: does something call engine.step() while "
+            "engine.has_unfinished is true, and hand each output to the request it belongs to?"
         )
     if status != 200:
         raise Wrong(f"{what} was answered with status {status}, {short(answer['text'].encode())}; it must be 200")
@@ -66,15 +66,15 @@ def judge_text(text: str, expected: str, prompt: str, what: str) -> None:
         return
     cause = ""
     if text.startswith(prompt):
-        cause = ": the prompt is no part of the answer"
+        cause = ": the prompt is not part of the answer"
     elif "\ufffd" in text:
-        cause = ": a character may be several tokens, so tokens decoded one by one give halves; take output.text"
+        cause = ": a character may take several tokens, which must not be decoded one by one; use output.text"
     elif text.strip() == expected.strip():
         cause = ": spaces are part of the text"
     elif text and expected.startswith(text):
         cause = ": the rest is missing"
     elif text.startswith(expected):
-        cause = ": is max_tokens handed to SamplingParams?"
+        cause = ": is max_tokens passed to SamplingParams?"
     raise Wrong(
         f"{what}: the text must be the engine's, {_around(expected, text)}; got {_around(text, expected)}{cause}"
     )
@@ -84,7 +84,7 @@ def judge_reason(reason: Any, expected: str, what: str) -> None:
     if reason != expected:
         raise Wrong(
             f"{what}: finish_reason must be {expected!r}, "
-            f"{'the tokens were used up' if expected == 'length' else 'the model ended its text'}; got {reason!r}"
+            f"{'max_tokens was reached' if expected == 'length' else 'the model ended its text'}; got {reason!r}"
         )
 
 
@@ -95,7 +95,7 @@ def short(body: Any) -> str:
 
 
 def _around(text: str, other: str) -> str:
-    """``text`` where it begins to differ from ``other``."""
+    """The part of ``text`` where it begins to differ from ``other``."""
     same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     start = max(0, same - 12) if same > 30 else 0
     return repr(("..." if start else "") + text[start : start + 40] + ("..." if len(text) > start + 40 else ""))

@@ -22,9 +22,9 @@ class ApiCheck(Check):
 
 @contextlib.contextmanager
 def served(answer: Answer, engine: StandInEngine, outcome: dict[str, Plain]) -> Iterator[Server | None]:
-    """The student's app in front of ``engine``, or None if there is none; ``outcome`` then says why."""
+    """The student's app in front of ``engine``, or None if it cannot be started; ``outcome`` then says why."""
     made: list[Any] = []
-    maker = threading.Thread(target=lambda: made.extend(call(answer[APP], engine)))  # where no event loop runs
+    maker = threading.Thread(target=lambda: made.extend(call(answer[APP], engine)))  # a thread without an event loop
     maker.start()
     maker.join()
     outcome["made"], app = made

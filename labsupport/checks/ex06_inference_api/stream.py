@@ -28,7 +28,7 @@ from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
 from labsupport.checks.stand_in_engine import StandInEngine
 
-BLOCKED_LAG = 8  # steps until a piece is sent where each step gives the event loop but one turn
+BLOCKED_LAG = 8  # steps until a piece is sent if each step gives the event loop only one turn
 
 
 class CheckStream(ApiCheck):
@@ -59,7 +59,7 @@ class CheckStream(ApiCheck):
         return outcome
 
     def _step_by_step(self, engine: StandInEngine, server: Server, got: Any, prompt: str) -> Plain:
-        """[step, what the client had then] of the first step whose text did not come before the next one; or None."""
+        """[step, what the client had then] of the first step whose text was not sent before the next step; or None."""
         engine.hold()
         if not wait_until(lambda: got.ended or engine.knows(prompt)):
             engine.open()
@@ -71,7 +71,7 @@ class CheckStream(ApiCheck):
                 break
             texts.append(request.stream.text)
             due = texts[-1]
-            if server.thread.ident in engine.threads:  # a blocked loop is the concern of check_concurrent
+            if server.thread.ident in engine.threads:  # a blocked loop is for check_concurrent to report
                 wait_until(lambda: engine.held or request.finish_reason is not None)
                 due = texts[max(0, len(texts) - BLOCKED_LAG)]
             if request.finish_reason is None and not wait_until(
@@ -93,8 +93,9 @@ class CheckStream(ApiCheck):
             if number == 0 and values["late"] is not None:
                 step, had = values["late"]
                 raise Wrong(
-                    f"{what}: after step {step} of the engine the client had {had[-40:]!r} and nothing more came until "
-                    "the next step: yield each output's new text as soon as step() has returned it"
+                    f"{what}: after step {step} of the engine the client had {had[-40:]!r}, "
+                    "and nothing more came before the next step: "
+                    "yield each output's new text as soon as step() has returned it"
                 )
         if len(values["got"]) != len(inputs["bodies"]):
             raise ValueError("answers are missing")
@@ -103,7 +104,7 @@ class CheckStream(ApiCheck):
         events, rest = _events(text)
         if rest.strip() or not events:
             raise Wrong(
-                f'{what}: an event is "data: ", the JSON, and an empty line, so it ends in two newlines; got '
+                f'{what}: an event is "data: ", the JSON and an empty line, so it ends in two newlines; got '
                 f"{(rest or text)[:60]!r}"
             )
         if events[-1].strip() != "[DONE]":
@@ -112,7 +113,7 @@ class CheckStream(ApiCheck):
         for data in events[:-1]:
             value = json_object(data, f"{what}: an event's data")
             if "error" in value:
-                raise Wrong(f"{what}: an event says there was an error, {data[:80]}")
+                raise Wrong(f"{what}: an event reports an error, {data[:80]}")
             if value.get("choices") == [] and value.get("usage"):
                 continue  # as with OpenAI's stream_options
             choice = only_choice(value, f"{what}: an event")
@@ -122,7 +123,8 @@ class CheckStream(ApiCheck):
         cumulative = len(pieces) > 2 and all(b.startswith(a) for a, b in itertools.pairwise(pieces))
         if cumulative and pieces[-1] == expected and "".join(pieces) != expected:
             raise Wrong(
-                f"{what}: each event holds all the text so far; it must hold the new piece only: clients join them"
+                f"{what}: each event holds all the text so far; "
+                "it must hold only the new piece, since clients concatenate the pieces"
             )
         judge_text("".join(pieces), expected, body["prompt"], f"{what}, the pieces joined")
         judge_reason(reasons[-1] if reasons else None, reason, f"{what}, last piece")
@@ -131,7 +133,7 @@ class CheckStream(ApiCheck):
 
 
 def _events(text: str) -> tuple[list[str], str]:
-    """The data of each complete server-sent event, and what stands after the last of them."""
+    """The data of each complete server-sent event, and what comes after the last of them."""
     *blocks, rest = re.split(r"\r\n\r\n|\n\n|\r\r", text)
     found = []
     for block in blocks:
@@ -142,7 +144,7 @@ def _events(text: str) -> tuple[list[str], str]:
 
 
 def _streamed(text: str) -> str:
-    """The text that a client has by now: what cannot be read adds nothing."""
+    """The text that a client has by now: what cannot be parsed adds nothing."""
     pieces = []
     for data in _events(text)[0]:
         with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):

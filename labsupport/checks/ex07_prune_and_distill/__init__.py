@@ -1,14 +1,15 @@
 """Exercise 7: prune and distil.
 
 - The mask: exactly round(sparsity * n) zeros, whatever the ties, and no pruned weight is larger than one that stays.
-- The loss is linear in alpha, so its two ends are judged alone: at alpha=0 it is the cross-entropy with the labels, at
-  alpha=1 T² KL(teacher || student at T). An end that is wrong is compared with what known mistakes come to.
+- The loss is linear in alpha, so its two ends are judged separately: at alpha=0 it is the cross-entropy with the
+  labels, at alpha=1 T² KL(teacher || student), both softened by T. A wrong value is compared with those of known
+  mistakes.
 - The student: its weights come back as plain tensors, and the judge runs the network itself, on images that never enter
   the process of the answer. So a student can neither call its teacher nor hide parameters.
 
 60 % of the labels that come with the images are drawn at random. Over many variants of right answers (sizes, learning
-rates, temperatures, masks from the start or late) distilled and pruned students reach 92 to 98 % on a draw; trained on
-those labels alone, 60 to 87 %. `MIN_ACCURACY` is of the mean of two draws.
+rates, temperatures, masks from the start or late) distilled and pruned students reach an accuracy of 92 to 98 % on a
+draw; trained on those labels alone, 60 to 87 %. `MIN_ACCURACY` is for the mean of two draws.
 """
 
 from labsupport.checks.check import Exercise

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from labsupport.checks.check import Answer, Check, Inputs
 from labsupport.checks.plain import Opaque, Plain, call, plain
 
-PASSED_OVER = ("Dropout", "Identity", "Flatten")  # they do nothing when a student of vectors is evaluated
+PASSED_OVER = ("Dropout", "Identity", "Flatten")  # layers that do nothing to a vector in eval mode
 
 
 class MaskCheck(Check):
@@ -49,7 +49,7 @@ class StudentCheck(Check):
 
 
 def network_of(layers: list[list[Tensor]]) -> nn.Sequential:
-    """Linear layers with ReLU between them: what the student gets as its teacher, in eval mode and frozen."""
+    """Linear layers with ReLU between them: the teacher that the student's function gets, in eval mode and frozen."""
     modules: list[nn.Module] = []
     for weight, bias in layers:
         linear = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), dtype=weight.dtype)
@@ -59,7 +59,7 @@ def network_of(layers: list[list[Tensor]]) -> nn.Sequential:
 
 
 def layers_of(student: Any) -> Plain:
-    """The student as plain values, or what it is instead."""
+    """The student's layers as plain values; of anything else than a Sequential, the name of its type."""
     if not isinstance(student, nn.Sequential):
         return None if student is None else Opaque(type(student).__name__)
     found: list[Any] = []

@@ -16,7 +16,7 @@ WRONG_LABELS = 0.6  # share of labels that are drawn at random
 
 @lru_cache(maxsize=16)
 def draw_digits(seed: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """A split of the digits: a teacher that saw the right labels, images with mostly random ones, held-out images."""
+    """A teacher trained on the right labels, the same images with mostly random labels, and held-out images."""
     from labsupport.distillation.digits import load_digits
 
     digits = load_digits(seed % 2**32)

@@ -41,7 +41,9 @@ class CheckLossGradient(LossCheck):
             if not near(loss, float(right_loss(student.double(), teacher.double(), labels, **options))):
                 raise Wrong(f"for {case} the loss itself is not right yet: first let check_loss pass")
             if "gradients" not in values[case]:
-                raise Wrong(f"for {case} the loss has no graph behind it: no .item(), .detach() or no_grad on its way")
+                raise Wrong(
+                    f"for {case} the loss has no graph behind it: use no .item(), .detach() or no_grad on the way"
+                )
             student = student.double().requires_grad_()
             (wanted,) = torch.autograd.grad(right_loss(student, teacher.double(), labels, **options), student)
             mine, theirs = values[case]["gradients"]

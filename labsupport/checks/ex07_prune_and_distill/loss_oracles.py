@@ -22,14 +22,14 @@ def right_loss(
 
 
 def known_mistakes(student: Tensor, teacher: Tensor, labels: Tensor, t: float, alpha: float) -> list[tuple[str, float]]:
-    """What known mistakes come to. The hard term's when alpha is 0, the soft term's when it is 1."""
+    """The values of known mistakes: in the hard term if alpha is 0, in the soft term if it is 1."""
     counts = labels != IGNORE
     s, p, y = student[counts], teacher[counts], labels[counts]
     hard, softs = F.cross_entropy(s, y), _kl(p / t, s / t)
     soft, size, classes = softs.mean(), counts.numel(), student.shape[-1]
     batch = len(student)
     found: list[tuple[str, Any]] = []
-    swapped = "alpha weighs the soft term (the teacher), 1 - alpha the labels; yours has them the other way round"
+    swapped = "alpha weighs the soft term (the teacher), 1 - alpha the labels; yours has them swapped"
     if alpha == 0:
         everywhere = [_kl(teacher / t, student / t).flatten(), _kl(student / t, teacher / t).flatten(), softs]
         for each in everywhere:
@@ -54,7 +54,7 @@ def known_mistakes(student: Tensor, teacher: Tensor, labels: Tensor, t: float, a
     cubed = t**2
     found += [(swapped, value) for value in (hard, hard * len(y))]
     if t != 1:
-        found.append(("multiply the soft term by T**2: its gradients shrink as 1/T**2", soft))
+        found.append(("multiply the soft term by T**2: its gradients shrink with 1/T**2", soft))
         found.append(("multiply the soft term by T**2, not by T", soft * t))
         for factor in (1, cubed):
             found.append(("the teacher's logits must be softened by the temperature too", factor * softened(1, t)))

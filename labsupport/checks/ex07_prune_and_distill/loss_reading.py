@@ -32,7 +32,8 @@ def judge_losses(inputs: Inputs, values: Plain, hint: str = "") -> None:
             )
         if alpha == 1:
             raise Wrong(
-                f"{start}: with alpha=1 it is T**2 * KL(teacher || student), both softened by T, mean of positions"
+                f"{start}: with alpha=1 it is T**2 * KL(teacher || student), both softened by T, "
+                "averaged over positions"
             )
         raise Wrong(
             f"{start}: it is (1 - alpha) * hard + alpha * T**2 * soft, with temperature=2.0, alpha=0.5 by default"

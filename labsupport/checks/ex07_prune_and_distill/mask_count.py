@@ -47,9 +47,9 @@ class CheckMaskCount(MaskCheck):
             if zeros == size - wanted:
                 raise Wrong(f"{start}: True must mark the weights that stay, False those that go")
             if not tied and zeros == int(sparsity * size):
-                raise Wrong(f"{start}: int() cuts the decimals off, round() does not")
+                raise Wrong(f"{start}: int() rounds down, round() rounds to the nearest")
             if tied:
-                raise Wrong(f"{start}: a threshold takes all weights of equal magnitude or none; choose k places")
+                raise Wrong(f"{start}: a threshold removes all weights of equal magnitude or none; choose k places")
             raise Wrong(f"{start}: choose k = round(sparsity * weight.numel()) places of the whole weight")
 
 

@@ -12,7 +12,7 @@ from labsupport.checks.plain import describe
 
 
 def read_mask(outcome: Any, weight: Tensor, case: str) -> Tensor:
-    mask = returned(outcome, case, "where k is 0 nothing goes, where it is n everything does" if "=0" in case else "")
+    mask = returned(outcome, case, "if k is 0 no weight goes, if it is n all do" if "=0" in case else "")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise Wrong(
             f"for {case} magnitude_mask must return a bool tensor, True where a weight stays; got {describe(mask)}"

@@ -35,9 +35,9 @@ class CheckMaskSmallest(MaskCheck):
                 f"for {case} a weight of magnitude {size[~mask].max():.3g} goes and one of {size[mask].min():.3g} stays"
             )
             if size[~mask].min() >= size[mask].max():
-                raise Wrong(f"{start}: the largest go; True must mark the weights that stay")
+                raise Wrong(f"{start}: the largest weights go; True must mark the weights that stay")
             if weight[~mask].max() <= weight[mask].min():
-                raise Wrong(f"{start}: magnitude is the absolute value, and a large negative weight matters")
+                raise Wrong(f"{start}: magnitude is the absolute value, so large negative weights stay")
             if len({int(row.sum()) for row in mask}) == 1 and round(sparsity * weight.shape[1]) > 0:
                 raise Wrong(f"{start}: rank all weights of the tensor together, not each row by itself")
             raise Wrong(f"{start}: the k smallest of weight.abs() must go")

@@ -20,7 +20,7 @@ MIN_ACCURACY = 0.91
 class CheckStudentAccuracy(StudentCheck):
     name = "check_student_accuracy"
     points = 4
-    holds = f"on images it never saw, the pruned student is right in at least {MIN_ACCURACY:.0%} (mean of two draws)"
+    holds = f"the pruned student classifies at least {MIN_ACCURACY:.0%} of unseen images correctly (mean of two draws)"
 
     def inputs(self, seed: int) -> dict[str, Any]:
         drawn: dict[str, Any] = {}
@@ -42,13 +42,15 @@ class CheckStudentAccuracy(StudentCheck):
             except RuntimeError:
                 raise Wrong(f"the student's layers do not fit together, 64 -> ... -> 10; got {sizes}") from None
             if logits.shape[1:] != (10,):
-                raise Wrong(f"the student must give 10 logits an image; got {list(logits.shape[1:])}")
+                raise Wrong(f"the student must return 10 logits for each image; got {list(logits.shape[1:])}")
         accuracy = sum(accuracies) / len(accuracies)
         if accuracy < MIN_ACCURACY:
             raise Wrong(
-                f"the pruned student is right in {accuracy:.1%} of images it never saw, {MIN_ACCURACY:.0%} are wanted "
-                "(a student of the labels alone reaches 60 to 87 %, for most labels are wrong: trust the teacher, with "
-                "a large alpha; train on after pruning, at a learning rate of about 0.01, for some hundred steps)"
+                f"the pruned student classifies {accuracy:.1%} of unseen images correctly, "
+                f"at least {MIN_ACCURACY:.0%} are required "
+                "(a student of the labels alone reaches 60 to 87 %, because most labels are wrong: "
+                "trust the teacher, with a large alpha; "
+                "after pruning, train for a few hundred steps more at a learning rate of about 0.01)"
             )
 
 

@@ -30,9 +30,9 @@ def read_student(outcome: Any, case: str) -> list[Any]:
         if isinstance(layer, list) and not all(isinstance(t, Tensor) and t.is_floating_point() for t in layer):
             raise Wrong(f"a layer's weight must be a plain float tensor; got {describe(layer[0])}")
         if isinstance(layer, list) and not all(bool(tensor.isfinite().all()) for tensor in layer):
-            raise Wrong("the student has NaN or inf in its weights: is the learning rate too large?")
+            raise Wrong("the student's weights contain NaN or inf: is the learning rate too large?")
     if not any(isinstance(layer, list) for layer in layers):
-        raise Wrong("the student has no nn.Linear in it")
+        raise Wrong("the student contains no nn.Linear")
     return layers
 
 

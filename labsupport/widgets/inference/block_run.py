@@ -17,11 +17,11 @@ class BlockRun:
     """What a scheduler did with its blocks, step by step."""
 
     in_use: list[int] = field(default_factory=list)
-    cached: list[int] = field(default_factory=list)  # in nobody's use, content kept
+    cached: list[int] = field(default_factory=list)  # free, with their content kept
     running: list[int] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     preempted_at: list[int] = field(default_factory=list)
-    needed: int = 0  # tokens that had to be computed at least
+    needed: int = 0  # tokens that had to be computed in any case
     computed: int = 0
 
     @property
@@ -32,7 +32,7 @@ class BlockRun:
 def play_blocks(
     num_blocks: int, rate: float, prefix_caching: bool, num_requests: int, max_num_seqs: int, block_size: int
 ) -> BlockRun:
-    """Serve random requests without a model: only the scheduler's and the cache's own work is done."""
+    """Serve random requests without a model: only the scheduler and the cache do their work."""
     pool = PagedKVCache(1, num_blocks, block_size, 1, 1, enable_prefix_caching=prefix_caching)
     scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens=64)
     draw, tokenizer, run = random.Random(0), ByteTokenizer(), BlockRun()
@@ -63,7 +63,7 @@ def play_blocks(
 
 
 def _pretend_to_compute(pool: PagedKVCache, plan: Plan) -> None:
-    """Reserve, count and hash what a model's pass would write; nothing is written."""
+    """Reserve, count and hash what a forward pass would write, without writing it."""
     parts = [plan.decodes] if plan.decodes else []
     parts += [[chunk] for chunk in plan.chunks]
     for part in parts:

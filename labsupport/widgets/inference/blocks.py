@@ -14,7 +14,7 @@ from labsupport.widgets.style import BLACK, BLUE, SKY_BLUE, VERMILION, label, le
 
 
 def block_use(num_requests: int = 16, max_num_seqs: int = 6, block_size: int = 8) -> Live:
-    """The engine's scheduler and paged cache at work: blocks in use, who runs, who waits, who is thrown out.
+    """The engine's scheduler and paged cache at work: blocks in use, and which requests run, wait or are preempted.
 
     Prompts have 8 to 40 tokens, answers 16 to 48. Arrivals are counted in steps.
     """
@@ -32,7 +32,7 @@ def block_use(num_requests: int = 16, max_num_seqs: int = 6, block_size: int = 8
     top.set(xlim=(0, 1), ylim=(0, pools[-1] * 1.15), xticks=[])
     clock = FixedTicks(bottom)
     used = top.stairs([0], [0, 1], baseline=[0], fill=True, color=BLUE, label="in use", animated=True)
-    kept = top.stairs([0], [0, 1], baseline=[0], fill=True, color=SKY_BLUE, alpha=0.55, label="kept, in nobody's use",
+    kept = top.stairs([0], [0, 1], baseline=[0], fill=True, color=SKY_BLUE, alpha=0.55, label="cached, unused",
                       animated=True)  # fmt: skip
     pool = top.axhline(1, color=BLACK, lw=1.4, ls="--", label="all there are", animated=True)
     marks = top.plot([], [], "v", color=VERMILION, ms=9, label="preemption", animated=True)[0]

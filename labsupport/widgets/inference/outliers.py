@@ -32,10 +32,10 @@ GRIDS = {"INT8": (VERMILION, "s--"), "E4M3": (BLUE, "o-"), "E5M2": (GREEN, "D:")
 
 
 def fp8_grid(values: Mapping[str, Float[Tensor, "*shape"]] | None = None) -> Live:
-    """One outlier sets the scale of all: what is left for the others on INT8's even grid and on FP8's uneven ones.
+    """One outlier sets the scale for all: what is left for the others on INT8's uniform and FP8's non-uniform grids.
 
-    values: tensors by name, used in units of their own RMS; None: a bell curve. To each an outlier is added that is
-    so many times as large.
+    values: tensors by name, scaled to an RMS of 1; None: a bell curve. The slider sets the size of the outlier that is
+    added to each, in multiples of the RMS.
     """
     named = {"bell curve": torch.randn(4096, generator=torch.Generator().manual_seed(0))} if values is None else values
     named = {name: _in_units_of_rms(x) for name, x in named.items()}

@@ -27,9 +27,9 @@ WEIGHT_FORMATS = {"16 bits": (2.0, BLUE, "o-"), "8 bits": (1.0, ORANGE, "s--"), 
 
 
 def roofline_limits(presets: Mapping[str, Preset], machines: Mapping[str, Machine]) -> Live:
-    """Where decoding and prefill lie under the roof, and the tokens a second that it allows, as the batch grows.
+    """Where decoding and prefill lie under the roofline, and the tokens per second that it allows as the batch grows.
 
-    Arithmetic is taken to be equally fast for all weight formats, and the cache to have 16 bits.
+    Assumes arithmetic that is equally fast for all weight formats, and a cache of 16 bits.
     """
     batches = [2**i for i in range(10)]
     lengths = [128 * 4**i for i in range(5)]

@@ -45,10 +45,10 @@ SLOT_COLOURS = {Phase.PREFILL: ORANGE, Phase.DECODE: BLUE, Phase.DONE: LIGHT_GRE
 def scheduler_timeline(
     base_ms: float = 20.0, prefill_ms: float = 0.5, decode_ms: float = 1.0, num_requests: int = 24
 ) -> Live:
-    """Who is in which slot, and how many wait, under three ways of batching the same requests.
+    """Which request is in which slot, and how many wait, under three ways of batching the same requests.
 
-    A step is taken to cost `base_ms`, `prefill_ms` for each prompt token and `decode_ms` for each row that decodes.
-    Lengths are drawn evenly from 1/4 to 7/4 of the mean that the slider gives.
+    A step costs `base_ms`, `prefill_ms` for each prompt token and `decode_ms` for each row that decodes. Lengths are
+    drawn uniformly from 1/4 to 7/4 of the mean that the slider sets.
     """
     cost = affine_cost(base_ms / 1e3, prefill_ms / 1e3, decode_ms / 1e3)
 
@@ -137,7 +137,7 @@ def scheduler_timeline(
 
 @dataclass(frozen=True)
 class Played:
-    """A simulation, ready to be drawn: bars [bar, corner, (second, slot from below)], each a request in a phase."""
+    """A simulation, ready to be drawn. bars: [bar, corner, (second, slot from below)], one for each phase."""
 
     row: dict[str, Any]
     end: float
@@ -162,8 +162,8 @@ class Played:
 
 
 def _queue(run: Simulation) -> tuple[list[float], list[int]]:
-    """When the number of requests that wait changes, and to what."""
+    """The times at which the number of waiting requests changes, and its value from then on."""
     events = [(result.request.arrival, 1) for result in run.results]
     events += [(result.admitted, -1) for result in run.results]
-    events.sort(key=lambda event: (event[0], -event[1]))  # who is admitted at once has come before
+    events.sort(key=lambda event: (event[0], -event[1]))  # a request admitted at once arrives first
     return [time for time, _ in events], list(itertools.accumulate(change for _, change in events))

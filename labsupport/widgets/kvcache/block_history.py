@@ -26,7 +26,7 @@ class Snapshot:
 
 
 def block_history(num_blocks: int, block_size: int, max_length: int) -> list[Snapshot]:
-    """Run a fixed series of events on a real cache of one layer and one head, and write down each state."""
+    """Run a fixed series of events on a real cache of one layer and one head, and record the state after each."""
     pool = PagedKVCache(1, num_blocks, block_size, 1, 2)
     rooms = num_blocks * block_size // max_length
     generator = torch.Generator().manual_seed(0)

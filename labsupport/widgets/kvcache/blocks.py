@@ -24,7 +24,7 @@ from labsupport.widgets.style import (
 
 
 def block_table(num_blocks: int = 24, block_size: int = 4, max_length: int = 24) -> Live:
-    """A small paged cache at work, event by event, beside what reserving `max_length` for each sequence could do."""
+    """A small paged cache at work, event by event, beside one that reserves `max_length` slots for each sequence."""
     history = block_history(num_blocks, block_size, max_length)
     slots = num_blocks * block_size
     rooms = slots // max_length

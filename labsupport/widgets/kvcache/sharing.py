@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def heads(num_heads: int, measured: pd.DataFrame) -> Live:
-    """From MHA to MQA: which query heads share a key-value head, and what sharing costs before and after training.
+    """From MHA to MQA: which query heads share a key-value head, and the quality lost before and after uptraining.
 
     measured: indexed by the number of KV heads; columns "bytes a token", "pooled" and "uptrained" (perplexity).
     """

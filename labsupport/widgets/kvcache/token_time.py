@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def decoding(config: LlamaConfig, measured: pd.DataFrame) -> Live:
-    """One more token with and without a cache: what the formula counts, and what the clock says.
+    """One more token with and without a cache: operations by the formula, and milliseconds measured.
 
     measured: indexed by tokens held; milliseconds in columns "with cache", "without" and, as estimated by the roofline,
     "with cache, roofline", "without, roofline".

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def channel_importance(scores: Mapping[str, Float[Tensor, " channels"]], measured: pd.DataFrame, quality: str) -> Live:
     """Which channels a score would remove, whether scores agree, and what removing them costs.
 
-    scores: by name of the score, one number a channel of one layer. measured: indexed by the share removed, a column of
-    the quality for each score. quality: label of that axis.
+    scores: by name, one number for each channel of a layer. measured: indexed by the share removed, for each score a
+    column with the quality. quality: label of that axis.
     """
     shares = [float(share) for share in measured.index]
     names = list(scores)

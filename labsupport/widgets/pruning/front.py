@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower_is_better: bool = True) -> Live:
-    """Every model of a pipeline by what it costs and how good it is; the front are those that no other beats in both.
+    """Every model of a pipeline by cost and quality; on the front are the models that no other beats in both.
 
     table: indexed by model. quality: a column. costs: label -> column (bytes, milliseconds), one shown at a time.
     """

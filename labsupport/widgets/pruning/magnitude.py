@@ -35,11 +35,11 @@ KEPT_OR_NOT = ListedColormap(["#FFFFFF", BLUE])
 
 
 def sparsity(weight: Float[Tensor, "out in"], measured: pd.DataFrame, quality: str, times: Sequence[str]) -> Live:
-    """What magnitude pruning removes, what it costs in quality, and what it brings in milliseconds, side by side.
+    """What magnitude pruning removes, what it costs in quality, and what it saves in milliseconds, side by side.
 
     weight: a layer's weight, for mask and histogram.
-    measured: indexed by sparsity (0 to 1), as many rows as the slider has places; column `quality` (its name is the
-        label of the axis), and `times`, columns of milliseconds.
+    measured: indexed by sparsity (0 to 1), a row for each position of the slider; a column named `quality` (which
+        labels the axis), and the columns `times` in milliseconds.
     """
     weight = weight.detach().float()
     shown = weight[:48, :72]

@@ -17,9 +17,10 @@ from labsupport.widgets.style import BLACK, GREEN, GREY, VERMILION, label, new_f
 
 
 def semi_structured(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"], rows: int = 12) -> Live:
-    """2 of every 4: which weights stay under a pattern and a score, and the output error, on inputs never seen.
+    """2 of every 4: which weights stay under a pattern and a score, and the output error on held-out inputs.
 
-    weight, inputs: a layer's weight and real activations. Their first half gives Wanda's norms, the second judges.
+    weight, inputs: a layer's weight and real activations. The first half gives Wanda's norms, the second
+    measures the error.
     """
     weight = weight.detach().float()
     x = inputs.detach().float().reshape(-1, weight.shape[1])

@@ -20,10 +20,10 @@ def temperature(
     student_logits: Float[Tensor, "n classes"],
     labels: Int64[Tensor, " n"],
 ) -> Live:
-    """Soft targets: what a teacher says of an image at a temperature, and why the loss is multiplied by T².
+    """Soft targets: the teacher's probabilities for an image at a temperature, and why the loss is multiplied by T².
 
-    images are 8 × 8 pixels. The right panel is the size of the soft loss's gradient with respect to the student's
-    logits, mean over all images, with T² and without.
+    images have 8 × 8 pixels. The right panel shows the norm of the soft loss's gradient with respect to the student's
+    logits, averaged over all images, with T² and without.
     """
     classes = teacher_logits.shape[1]
     temperatures = [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0]

@@ -32,7 +32,7 @@ from labsupport.widgets.style import (
 
 
 def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]) -> Live:
-    """AWQ's exponent: output error and weight error pull in opposite directions, and only one of them matters.
+    """AWQ's exponent: output error and weight error pull in opposite directions, and only the output error matters.
 
     weight, inputs: a layer's weight and real activations. The scales come from the first half of the activations, the
     output error from the second half.
@@ -64,7 +64,7 @@ def awq_alpha(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]
     figure, (left, right) = new_figure(1, 2, height=3.7, width_ratios=[1.25, 1])
     label(left, "Two errors, relative to no scaling", "α", "error / error at α = 0")
     label(right, "Scale of each input channel", "input channels, by mean |x|", "size")
-    # The axis holds the widest settings, so that it need not move.
+    # The axis covers all settings, so that it does not have to move.
     widest = [measure(bits, "whole row") for bits in (2, 3, 4)] + [measure(4, next(iter(groups)))]
     errors = np.concatenate([error for m in widest for error in (m.output, m.weight)])
     floor, ceiling = errors.min() / 1.1, errors.max() * 1.5

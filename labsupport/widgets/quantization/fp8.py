@@ -19,7 +19,7 @@ from labsupport.widgets.style import BLUE, GREEN, SKY_BLUE, VERMILION, label, le
 def fp8_grid(values: Values) -> Live:
     """E4M3 and E5M2 beside INT8: a step that grows with the value against one step for all.
 
-    values: one tensor, or several by name. They are multiplied by a power of 2 and cast; INT8's scale follows the
+    values: one tensor, or several by name. They are multiplied by a power of 2 and cast; INT8's scale is set by the
     largest value, as usual.
     """
     named = {name: sample(x) for name, x in by_name(values).items()}
@@ -99,8 +99,10 @@ def fp8_grid(values: Values) -> Live:
 
 
 def fp8_bound(x: np.ndarray, code: str) -> np.ndarray:
-    """Half the distance between the neighbouring numbers of a format, relative to x; 1 where it rounds to zero;
-    the distance to the largest number where x lies beyond it."""
+    """The relative error of a cast at most: half the distance between neighbouring numbers of the format.
+
+    It is 1 where x is rounded to zero, and the distance to the largest number where x lies beyond that.
+    """
     format = fp8_format(code)
     exponent = np.maximum(np.floor(np.log2(x)), math.log2(format.min_normal))
     half_step = 2.0 ** (exponent - format.mantissa_bits - 1)

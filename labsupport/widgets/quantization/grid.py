@@ -18,7 +18,7 @@ from labsupport.widgets.style import BLACK, BLUE, GREY, SKY_BLUE, VERMILION, lab
 
 
 def quantization_grid(values: Values) -> Live:
-    """Values, the grid they are moved to, and the error: how bits, range, an outlier and symmetry change all three.
+    """Values, the grid they are rounded to, and the error: how bits, range, an outlier and symmetry change all three.
 
     values: one tensor of any shape, or several by name (say weights, and activations after SiLU) to switch between.
     """
@@ -50,7 +50,7 @@ def quantization_grid(values: Values) -> Live:
             step=2 * half * largest,
             clipped=1 - float(inside.float().mean()),
             worst=float(error[inside].abs().max()) / half,
-            # The outlier is there to do damage to the others: their error is what counts.
+            # The outlier is there to harm the other values: their error is what counts.
             rms=math.sqrt(power_of(error[:n])) * largest,
             signal_to_noise=10 * math.log10(power_of(x[:n]) / max(power_of(error[:n]), 1e-30)),
         )
@@ -121,7 +121,7 @@ def quantization_grid(values: Values) -> Live:
 
 
 def _spread(x: np.ndarray, n: int) -> np.ndarray:
-    """Indices of about n values to draw: half evenly by rank, half evenly along the axis, so that tails show too."""
+    """Indices of about n values to draw: half spread by rank, half along the axis, so that the tails appear too."""
     order = x.argsort()
     along = np.searchsorted(x[order], np.linspace(x.min(), x.max(), n // 2)).clip(0, len(x) - 1)
     by_rank = np.linspace(0, len(x) - 1, n // 2).astype(int)

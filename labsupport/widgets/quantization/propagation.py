@@ -22,12 +22,12 @@ from labsupport.widgets.style import BLACK, BLUE, DIVERGING, VERMILION, colorbar
 def gptq_propagation(
     weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"], rows: int = 24, columns: int = 128
 ) -> Live:
-    """GPTQ column by column: what is rounded, what later columns take over, the output error so far beside RTN's.
+    """GPTQ column by column: what is rounded, what later columns take over, and the output error so far beside RTN's.
 
     weight, inputs: a layer's weight and real activations; the first `rows` output and `columns` input channels are
-    used, so that single weights can be seen. The first half of the activations gives the Hessian; the second half,
+    used, so that single weights are visible. The first half of the activations gives the Hessian; the second half,
     which GPTQ never sees, measures the error. With uncorrelated inputs (Hessian = identity) GPTQ becomes
-    round-to-nearest: correlation is what it lives on.
+    round-to-nearest: it gains only from correlation.
     """
     x = input_rows(inputs, weight.shape[1])[:, :columns]
     weight = weight.detach().float()[:rows, :columns].contiguous()

@@ -29,9 +29,9 @@ from labsupport.widgets.style import (
 
 
 def observer_ranges(values: Values) -> Live:
-    """Where to end the range: at the largest value, at a percentile, or where the mean squared error is least.
+    """Where to end the range: at the largest value, at a percentile, or where the mean squared error is smallest.
 
-    values: activations as they come, or several by name. Symmetric grids, so that one number is the range.
+    values: activations, or several tensors by name. The grids are symmetric, so that one number is the range.
     """
     named = {name: sample(x) for name, x in by_name(values).items()}
     percentiles = (90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
@@ -82,7 +82,7 @@ def observer_ranges(values: Values) -> Live:
     for name, (colour, style, marker, size) in looks.items():
         verticals[name] = top.axvline(1, color=colour, ls=style, animated=True, label=name)
         markers[name] = bottom.plot([1], [1], marker, ms=size, color=colour, mec="white", animated=True)[0]
-        markers[name].set_zorder(4 - size / 10)  # where two choices agree, both are seen
+        markers[name].set_zorder(4 - size / 10)  # where two choices agree, both are visible
     legend(top, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 0.99), borderaxespad=0)
 
     def update(values: str, bits: int, percentile: float) -> None:

@@ -31,7 +31,7 @@ from labsupport.widgets.style import (
 
 
 def granularity(weight: Float[Tensor, "out in"], inputs: Float[Tensor, "*lead in"]) -> Live:
-    """One scale a tensor, a row or a group: what range each covers, and what its precision costs and brings.
+    """One scale per tensor, row or group: the range that each covers, its cost in bits, and the output error.
 
     weight: a layer's weight. inputs: real activations of that layer, on which the output error is measured.
     """

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Values = Float[Tensor, "*shape"] | Mapping[str, Float[Tensor, "*shape"]]
-MAX_VALUES = 20_000  # more cannot be told apart in a picture
+MAX_VALUES = 20_000  # more cannot be distinguished in a picture
 MAX_ROWS = 256
 
 
@@ -35,7 +35,7 @@ def start_of(name: str) -> str:
 
 
 def sample(x: Tensor) -> Float[Tensor, " n"]:
-    """At most MAX_VALUES values, evenly from the whole tensor, the largest and the smallest among them."""
+    """About MAX_VALUES values, evenly from the whole tensor, with its largest and smallest value."""
     x = x.detach().float().flatten()
     step = max(1, -(-x.numel() // MAX_VALUES))
     return torch.cat([x[::step], x.min()[None], x.max()[None]]) if step > 1 else x

@@ -35,11 +35,11 @@ def load_curve(
     requests: Sequence[SimRequest] | None = None,
     measured: Sequence[Mapping[str, float]] = (),
 ) -> Live:
-    """Tokens a second, refusals and latency of a server as more is asked of it.
+    """Tokens per second, refusals and latency of a server as the load grows.
 
     cost: of the simulated steps; None: 20 ms, 0.5 ms a prompt token and 1 ms a row.
-    requests: arriving at one a second on average; a rate of r plays them r times as fast. None: 120 drawn ones.
-    measured: rows with `MEASURED_COLUMNS`; those with the limits that the sliders stand at are shown.
+    requests: arriving at one per second on average; at a rate of r they arrive r times as fast. None: 120 random ones.
+    measured: rows with `MEASURED_COLUMNS`; shown are those with the limits that the sliders are set to.
 
     Raises:
         ValueError: a measured row lacks a column.
@@ -117,7 +117,7 @@ def load_curve(
         points["p95"].set_data(at_rates, [row[f"{column}_p95"] for row in rows])
         for line in here:
             line.set_xdata([rate, rate])
-        # without it the picture would not follow the slider while nobody is refused
+        # without it the picture would not change with the slider while nothing is refused
         room.set_text(f"{_room(max_waiting)} may wait")
 
     def describe(rate: float, max_num_seqs: int, max_waiting: int, latency: str) -> str:

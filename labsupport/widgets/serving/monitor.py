@@ -32,7 +32,7 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
     """Mean and percentiles of a sliding window over the latencies of a server, by `PerformanceMonitor`.
 
     events: (when a request was done, its latency) in seconds, ordered. None: ten simulated minutes with a rush.
-    threshold: seconds that somebody wants 95 % of the requests to stay below.
+    threshold: the latency in seconds that 95 % of the requests should stay below.
     """
     seen = ten_minutes() if events is None else list(events)
     end = 60 * math.ceil(seen[-1][0] / 60)
@@ -121,9 +121,9 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
 
 
 def ten_minutes(seed: int = 5) -> list[tuple[float, float]]:
-    """When each request of a simulated server is done and how long it took: a steady load, with a rush in the middle.
+    """(completion, latency) of each request of a simulated server, in seconds: steady load with a rush in the middle.
 
-    One in thirty wants a long answer, as somewhere it always is.
+    One in thirty asks for a long answer, as some requests always do.
     """
     draw, times, clock = np.random.default_rng(seed), [], 0.0
     while (clock := clock + draw.exponential(1 / (5.5 if 300 < clock < 330 else 1.2))) < 600:

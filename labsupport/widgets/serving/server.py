@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from labsupport.inference.simulate import SimRequest
 from labsupport.serving.monitor import Percentiles, percentiles
 
-NO_BOUND = 10**9  # requests that may wait: as many as come
+NO_BOUND = 10**9  # on the number of waiting requests
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """What a step costs: ``base``, and more for each prompt token that is read and for each row that decodes."""
+    """What a step costs: ``base``, and more for each prompt token that is processed and each row that decodes."""
 
     base: float
     per_prompt_token: float
@@ -29,7 +29,7 @@ class StepSeconds:
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did with the requests that were offered, in the units of its three panels."""
+    """What a server did with the requests offered to it, in the units of the load curve's panels."""
 
     answered: int
     refused: float  # share of the requests
@@ -43,9 +43,9 @@ def simulate_server(
 ) -> Load:
     """In-flight batching behind a bounded queue; the ``requests`` arrive ``rate`` times as fast as they say.
 
-    As `labsupport.inference.simulate.simulate` with the policy "in_flight", and with refusals: whoever comes while
-    ``max_num_seqs`` + ``max_waiting`` requests are unfinished goes away. Steps in which nothing changes are taken
-    together, so that a slider's move costs milliseconds.
+    Like `labsupport.inference.simulate.simulate` with the policy "in_flight", and with refusals: a request that arrives
+    while ``max_num_seqs`` + ``max_waiting`` others are unfinished is refused. Steps in which nothing changes are
+    computed together, so that moving a slider takes milliseconds.
     """
     arrivals = [(request.arrival / rate, request) for request in sorted(requests, key=lambda each: each.arrival)]
     waiting: deque[tuple[float, SimRequest]] = deque()
@@ -78,9 +78,9 @@ def simulate_server(
         steps = 1
         if not new:
             steps = running[0][0] - step
-            if len(running) < max_num_seqs and coming < len(arrivals):  # whoever comes next is admitted at once
+            if len(running) < max_num_seqs and coming < len(arrivals):  # the next arrival is admitted at once
                 steps = min(steps, max(1, math.ceil((arrivals[coming][0] - clock) / seconds)))
-        arrive(math.nextafter(clock + steps * seconds, 0))  # they meet those who are done by the end of it
+        arrive(math.nextafter(clock + steps * seconds, 0))  # requests done by the end of the step are still counted
         clock, step = clock + steps * seconds, step + steps
         firsts += [clock - arrival for arrival in new]
         while running and running[0][0] == step:
@@ -94,7 +94,7 @@ def simulate_server(
 
 
 def capacity(requests: Sequence[SimRequest], max_num_seqs: int, cost: StepSeconds) -> float:
-    """Requests a second that a full batch finishes."""
+    """Requests per second that a full batch finishes."""
     prompt = sum(request.prompt_tokens for request in requests) / len(requests)
     output = sum(request.output_tokens for request in requests) / len(requests)
     # each request shares its steps with the others of a full batch, and adds its prompt and its rows

@@ -1,4 +1,4 @@
-"""The sandbox's copy of the checks: no judge, no reference answer and nothing that draws inputs is in any file of it."""
+"""The sandbox's copy of the checks: no judge, no reference answer, and nothing that draws inputs is in any file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_no_judge_is_in_the_copy(copy: Path, name: str) -> None:
     whole, reduced = trees(CHECKS, name), trees(copy, name)
     assert len(judges(whole)) >= 2 * len(exercise(name).checks)
     assert len(judges(reduced)) >= 2 * len(exercise(name).checks)
-    assert {ast.unparse(each.body) for each in judges(reduced)} == {"raise NotImplementedError"}
+    assert {ast.unparse(ast.Module(each.body, [])) for each in judges(reduced)} == {"raise NotImplementedError"}
     size = {
         which: sum(len(ast.unparse(tree)) for tree in each.values())
         for which, each in (("whole", whole), ("reduced", reduced))
