@@ -102,7 +102,7 @@ WRONG = {
     "forgets the heads": ("check_bytes", "that is one head", _bytes("* num_kv_heads *", "*")),
     "forgets the width of a head": ("check_bytes", "head_dim is missing", _bytes(" * head_dim", "")),
     "counts elements": ("check_bytes", "those are elements, not bytes", _bytes(" * bytes_per_element", "")),
-    "always 2 bytes": ("check_bytes", "takes 2 bytes for every element", _bytes("* bytes_per_element", "* 2")),
+    "always 2 bytes": ("check_bytes", "assumes 2 bytes for every element", _bytes("* bytes_per_element", "* 2")),
     "always 4 bytes": ("check_bytes", "assumes 4 bytes for every element", _bytes("* bytes_per_element", "* 4")),
     "bits": ("check_bytes", "those are bits", _bytes("2 * elements", "16 * elements")),
     "whole GiB": ("check_bytes", "those are GiB, rounded down", _bytes(_RETURN, _RETURN.split("  #")[0] + " // 2**30")),
@@ -239,7 +239,7 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
     "keys only": ("check_batch_size", "twice what you count", _batch(_FIT, "return 2 * memory_bytes // one")),
     "drops bytes_per_element on the way": (
         "check_batch_size",
-        "takes 2 bytes for every element",
+        "assumes 2 bytes for every element",
         _batch("head_dim, bytes_per_element)\n    return", "head_dim)\n    return"),
     ),
     "int8 whatever is asked for": (

@@ -216,7 +216,7 @@ WRONG = {
     "one head in the cache": ("check_cache", "that is one head", _cache(("* num_kv_heads *", "*"))),
     "forgets the width": ("check_cache", "head_dim is missing", _cache(("* head_dim *", "*"))),
     "elements": ("check_cache", "those are elements, not bytes", _cache((" * bytes_per_element ", " "))),
-    "always 2 bytes": ("check_cache", "takes 2 bytes for every element", _cache(("* bytes_per_element ", "* 2 "))),
+    "always 2 bytes": ("check_cache", "assumes 2 bytes for every element", _cache(("* bytes_per_element ", "* 2 "))),
     "always 4 bytes": ("check_cache", "assumes 4 bytes for every element", _cache(("* bytes_per_element ", "* 4 "))),
     "float32 by default": (
         "check_cache",

@@ -366,7 +366,7 @@ WRONG = {
     ),
     "fills only slots that came free, one a step": (
         "check_refill",
-        "a slot is free since the step before",
+        "a slot has been free since the step before",
         _edit((_ADMIT, "full = self.max_num_seqs - (1 if self.running else 0) * max(0, self.max_num_seqs - "
                        "len(self.running) - 1)\n        while self.waiting and len(self.running) < full:")),
     ),

@@ -868,7 +868,7 @@ WRONG = {
     ),
     "the engine's limits are a 500": (
         "check_bad_input",
-        "turn the engine's ValueError into one",
+        "turn the engine's ValueError into such a status",
         _edit((_REFUSE, "            finally:\n                pass\n")),
     ),
     "negative temperatures are taken for 0": (
