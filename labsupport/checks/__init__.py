@@ -1,6 +1,6 @@
 """Checks of the exercises: what a right answer must satisfy, and what to say of a wrong one.
 
-In a notebook a check is one line. It prints what holds, or raises `CheckFailed` with one line that says why not::
+In a notebook a check is one line. It prints what holds, or raises `CheckFailed` with one line that says why it fails::
 
     from labsupport.checks import ex01
     ex01.check_scale(quantize_int8)
@@ -11,29 +11,19 @@ Every check has three parts, so that a wall can stand between the student's code
     run(answer, inputs)      untrusted   calls them, and returns plain values only (`labsupport.checks.plain`)
     judge(inputs, values)    trusted     raises `Wrong` with the reason, from those plain values alone
 
-A notebook does all three in its kernel. A grader draws the inputs itself, has `run` done in a sandbox, and judges
-what came back: no reference answer and no held-out data enters the sandbox (inputs named `_like_this` stay outside),
+A notebook does all three in its kernel. A grader draws the inputs itself, lets `run` happen in a sandbox, and judges
+what comes back: no reference answer and no held-out data enters the sandbox (inputs named `_like_this` stay outside),
 and no object of the student's leaves it.
+
+Each exercise is a folder, one check a file. What its checks share is in files beside them, of which `drawing` (inputs),
+`reading` (what came back, or `Wrong`) and `oracles` (reference answers) stay outside the sandbox.
 """
 
-from __future__ import annotations
-
-import contextlib
-import importlib
-import pkgutil
-import sys
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from io import StringIO
-from types import ModuleType
-from typing import Any
-
+from labsupport.checks.check import PUBLIC_SEED, Check, CheckFailed, Exercise, NotAttempted, Verdict
 from labsupport.checks.judging import Wrong
-from labsupport.checks.plain import Plain
+from labsupport.checks.lookup import by_short_name, exercise, exercises
 
-PUBLIC_SEED = 2024  # the notebooks' seed; grading uses seeds of the instructor's own
+__getattr__ = by_short_name  # `ex01` is short for `ex01_int8_symmetric`
 
 __all__ = [
     "PUBLIC_SEED",
@@ -46,139 +36,3 @@ __all__ = [
     "exercise",
     "exercises",
 ]
-
-
-class CheckFailed(AssertionError):
-    """A check does not hold; the message says why, in one line."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-class NotAttempted(CheckFailed):
-    """The answer cell still holds its `raise NotImplementedError`."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of one check. `points` is what the answer earned, `message` one line."""
-
-    passed: bool
-    message: str
-    points: float
-    attempted: bool = True
-
-
-class Check(ABC):
-    """One property of an answer. A subclass sets the four attributes and writes `inputs`, `run` and `judge`."""
-
-    name: str  # as the student calls it: "check_scale"
-    needs: tuple[str, ...]  # the student's functions, in the order in which the check takes them
-    points: int
-    holds: str  # what is true of an answer that passes; the same for every such answer, since nbval compares it
-
-    @abstractmethod
-    def inputs(self, seed: int) -> dict[str, Any]:
-        """Draw the arguments of the student's functions, as plain values. The same seed gives the same values."""
-
-    @abstractmethod
-    def run(self, answer: Mapping[str, Callable[..., Any]], inputs: Mapping[str, Any]) -> Plain:
-        """Call the student's functions through `plain.call`, and return plain values. Holds no oracle."""
-
-    @abstractmethod
-    def judge(self, inputs: Mapping[str, Any], values: Any) -> None:
-        """Raise `Wrong` unless ``values``, which may come from an untrusted process, are those of a right answer."""
-
-    def observe(self, namespace: Mapping[str, Any], inputs: Mapping[str, Any]) -> Plain:
-        """`run` with the functions of ``namespace``; what they print, warn or display is dropped."""
-        missing = [name for name in self.needs if not callable(namespace.get(name))]
-        if missing:
-            return {"missing": missing[0]}
-        shown = {key: value for key, value in inputs.items() if not key.startswith("_")}
-        with _silence():
-            return self.run({name: namespace[name] for name in self.needs}, shown)
-
-    def verdict(self, inputs: Mapping[str, Any], values: Any) -> Verdict:
-        """Judge what `observe` returned. Never raises: values that make no sense are a wrong answer."""
-        try:
-            if isinstance(values, dict) and "missing" in values:
-                raise Wrong(
-                    f"there is no function {values['missing']}: run the answer cell that defines it", attempted=False
-                )
-            self.judge(inputs, values)
-        except Wrong as wrong:
-            return Verdict(False, f"✗ {self.name} (0 of {self.points} points): {wrong}", 0, wrong.attempted)
-        except Exception as error:  # only values that `run` cannot have returned lead here
-            return Verdict(
-                False, f"✗ {self.name}: the values returned cannot be judged ({type(error).__name__}: {error})", 0
-            )
-        return Verdict(True, f"✓ {self.name} ({self.points} of {self.points} points): {self.holds}", self.points)
-
-    def __call__(self, *functions: Callable[..., Any], seed: int = PUBLIC_SEED) -> None:
-        """What a check cell does: all three parts in this process, then one line printed or `CheckFailed` raised."""
-        if len(functions) != len(self.needs):
-            raise TypeError(f"call it as {self.name}({', '.join(self.needs)})")
-        inputs = self.inputs(seed)
-        verdict = self.verdict(inputs, self.observe(dict(zip(self.needs, functions, strict=True)), inputs))
-        if not verdict.passed:
-            raise (CheckFailed if verdict.attempted else NotAttempted)(verdict.message)
-        print(verdict.message + "\n", end="")  # one write: a kernel may publish two as two outputs
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """The checks of one notebook, in its order."""
-
-    name: str  # of the notebook, without .ipynb
-    checks: tuple[Check, ...]
-
-    @property
-    def points(self) -> int:
-        return sum(check.points for check in self.checks)
-
-    def grade(self, namespace: Mapping[str, Any], seed: int = PUBLIC_SEED) -> dict[str, Verdict]:
-        """Every check's verdict on the functions of ``namespace``, all in this process (nothing is isolated)."""
-        drawn = {check.name: check.inputs(seed) for check in self.checks}
-        return {c.name: c.verdict(drawn[c.name], c.observe(namespace, drawn[c.name])) for c in self.checks}
-
-
-def exercises() -> list[str]:
-    """Names of all exercises that have checks: the modules `ex..` of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("ex"))
-
-
-def exercise(name: str) -> Exercise:
-    """The exercise called ``name``, such as "ex01_int8_symmetric".
-
-    Raises:
-        ValueError: there is no such exercise.
-    """
-    if name not in exercises():
-        raise ValueError(f"exercise must be one of {', '.join(exercises())}, got {name!r}")
-    return importlib.import_module(f"{__name__}.{name}").EXERCISE
-
-
-def __getattr__(name: str) -> ModuleType:
-    """`ex01` is short for the module `ex01_int8_symmetric`."""
-    if name.startswith("ex") and name[2:].isdigit():
-        for full_name in exercises():
-            if full_name.startswith(f"{name}_"):
-                return importlib.import_module(f"{__name__}.{full_name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Drop what is printed, warned or displayed: an answer that prints may be right, and nbval compares output."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        if shell is None:
-            stack.enter_context(contextlib.redirect_stdout(StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(StringIO()))
-        else:
-            from IPython.utils.capture import capture_output
-
-            stack.enter_context(capture_output())
-        yield

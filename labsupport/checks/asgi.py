@@ -1,13 +1,13 @@
-"""A web server without a network: runs an ASGI app, and shows each piece of an answer when it is sent.
+"""A web server without a network: runs an ASGI app, and shows each piece of a response when it is sent.
 
     with Server(app) as server:
         answer = server.post("/v1/completions", {"prompt": "import ", "stream": True})
         answer.wait()
         print(answer.status, answer.text)
 
-Test clients are of no use where it matters *when* something is sent: httpx and Starlette hand out an answer when it is
-complete. As under uvicorn, the app has an event loop of its own, in a thread of its own; startup and shutdown are run;
-sending to a client that has gone does nothing.
+Test clients cannot show *when* something is sent: those of httpx and Starlette return a response only when it is
+complete. As under uvicorn, the app has its own event loop in its own thread; startup and shutdown are run; sending to a
+client that has disconnected does nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from typing import Any
 
 from labsupport.checks.plain import Plain, call
 
-SLICES, SLICE_SECONDS = 100, 0.02  # patience is counted in slices: a process that is stopped for a while loses little
-LOOKS = 10  # in a slice
+SLICES, SLICE_SECONDS = (
+    100,
+    0.02,
+)  # a timeout is counted in slices: a process that is stopped for a while loses only one
+LOOKS = 10  # per slice
 
 
 def wait_until(condition: Callable[[], bool], slices: int = SLICES) -> bool:
-    """Whether ``condition`` became true while one was patient."""
+    """Whether ``condition`` became true within ``slices`` slices."""
     pause = threading.Event()
     for _ in range(slices * LOOKS):
         if condition():
@@ -38,23 +41,23 @@ def wait_until(condition: Callable[[], bool], slices: int = SLICES) -> bool:
 
 
 class Answer:
-    """What one request has been answered so far. ``text`` grows with each piece; ``ended``: no more is to come."""
+    """The response to one request so far. ``text`` grows with each piece; ``ended``: no more will come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.text = ""
         self.ended = False
-        self.error: Plain = None  # what the app raised, as `plain.call` tells of it
+        self.error: Plain = None  # what the app raised, in the form of `plain.call`
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._loop, self._gone = loop, asyncio.Event()
 
     def wait(self, slices: int = SLICES) -> bool:
-        """Whether it ended while one was patient."""
+        """Whether it ended within ``slices`` slices."""
         return wait_until(lambda: self.ended, slices)
 
     def disconnect(self) -> None:
-        """The client goes away."""
+        """The client disconnects."""
         self._loop.call_soon_threadsafe(self._gone.set)
 
     def plain(self) -> Plain:
@@ -63,12 +66,14 @@ class Answer:
 
 
 class Server:
-    """Serves ``app`` between ``with`` and its end. ``startup_error``: what the app raised when it started, or None."""
+    """Serves ``app`` inside a ``with`` block. ``startup_error``: what the app raised when it started, or None."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.loop = asyncio.new_event_loop()
-        self.loop.set_exception_handler(lambda loop, context: None)  # of tasks that nobody asks: not for the notebook
+        self.loop.set_exception_handler(
+            lambda loop, context: None
+        )  # errors of forgotten tasks are not for the notebook
         self.startup_error: Plain = None
         self.thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._state: dict[str, Any] = {}
@@ -82,11 +87,11 @@ class Server:
         return self.send("GET", path)
 
     def post(self, path: str, body: Any) -> Answer:
-        """``body`` is sent as JSON, bytes as they are."""
+        """``body`` is sent as JSON; bytes are sent as they are."""
         return self.send("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def send(self, method: str, path: str, body: bytes = b"") -> Answer:
-        """Hand in a request, and return at once."""
+        """Send a request, and return at once."""
         answer = Answer(self.loop)
         self._answers.append(answer)
         headers = [(b"host", b"127.0.0.1"), (b"content-length", str(len(body)).encode())]
@@ -107,9 +112,9 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Every client leaves, the app shuts down, and what it left running is cancelled."""
+        """Every client disconnects, the app shuts down, and what it leaves running is cancelled."""
         ending: Future[None] = asyncio.run_coroutine_threadsafe(self._end(), self.loop)
-        wait_until(ending.done)  # an app that blocks the loop for good keeps its thread, which ends with the process
+        wait_until(ending.done)  # an app that blocks the loop forever keeps its thread until the process ends
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(SLICES * SLICE_SECONDS)
 
@@ -149,18 +154,18 @@ class Server:
                 last = not message.get("more_body", False)
                 answer.text += answer._decoder.decode(bytes(message.get("body", b"")), last)
                 if last:
-                    answer.ended = (answer.status or 500) < 500  # else there is an error to come
-                    answer._gone.set()  # to the app, a client that has its answer is gone
+                    answer.ended = (answer.status or 500) < 500  # else an error will follow
+                    answer._gone.set()  # to the app, a client that has its response is gone
 
         try:
             await self.app(scope, receive, send)
         except Exception as error:
             answer.error = call(_reraise, error)[0]["raised"]
-        answer.status = answer.status or 500  # also for an app that returns and has answered nothing
+        answer.status = answer.status or 500  # also for an app that returns without a response
         answer.ended = True
 
     async def _live(self) -> None:
-        """The lifespan protocol. An app that does not know it has nothing to start."""
+        """The lifespan protocol. An app that does not support it has nothing to start."""
 
         async def send(message: dict[str, Any]) -> None:
             (self._started if "startup" in message["type"] else self._stopped).set()

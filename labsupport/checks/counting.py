@@ -1,4 +1,4 @@
-"""For exercises whose answers are whole numbers: exact comparison, and recognition of the usual mistakes."""
+"""For exercises whose answers are integers: exact comparison, and recognition of the usual mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def integer(value: Plain, function: str, case: str) -> int:
     if type(value) is float:
         raise Wrong(
             f"for {case}, {function} must return an int; got {describe(value)}: use // and whole numbers throughout, "
-            "floats lose digits beyond 2**53"
+            "floats lose digits above 2**53"
         )
     if type(value) is not int:
         raise Wrong(f"for {case}, {function} must return an int; got {describe(value)}")
@@ -30,10 +30,10 @@ def judge_counts(
     right: Count,
     mistakes: Mapping[str, Count],
 ) -> None:
-    """Raise `Wrong` unless what the ``function`` returned for the arguments of each case is what ``right`` does.
+    """Raise `Wrong` unless the ``function`` returned what ``right`` returns for the arguments of each case.
 
-    ``mistakes`` maps a text to the formula that makes this mistake. The text is shown if the formula explains what came
-    back in all cases, so that one number that is right by chance does not mislead.
+    ``mistakes`` maps a text to the formula that makes this mistake. The text is shown only if the formula explains what
+    came back in all cases, so that one value that agrees by chance does not mislead.
     """
     got = {case: integer(returned(values[case], case), function, case) for case in cases}
     wrong = [case for case, arguments in cases.items() if got[case] != right(*arguments)]

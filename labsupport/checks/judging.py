@@ -1,4 +1,4 @@
-"""What every `Check.judge` needs: to read what a call came to, and to convert what it returned, with messages."""
+"""What every `Check.judge` needs: read the outcome of a call, and convert what it returned, or raise `Wrong`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labsupport.checks.plain import Plain, describe
 
 
 class Wrong(Exception):
-    """Raised by `Check.judge`: why the answer is wrong, in one line, to be read by the student."""
+    """Raised by `Check.judge`: why the answer is wrong, in one line, for the student to read."""
 
     def __init__(self, message: str, attempted: bool = True) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ def returned(outcome: Mapping[str, Any], case: str, hint: str = "") -> Plain:
     """What the call returned.
 
     Raises:
-        Wrong: it raised instead. ``case`` says what it was given, ``hint`` what often causes an error there.
+        Wrong: it raised an exception. ``case`` says what it was given, ``hint`` what often causes an error there.
     """
     if "raised" not in outcome:
         return outcome["returned"]
@@ -50,7 +50,7 @@ def pair(value: Plain, function: str, names: str) -> tuple[Plain, Plain]:
 
 
 def float_tensor(value: Plain, name: str) -> Tensor:
-    """``value`` as a float64 tensor if it is a floating-point tensor or a float, or `Wrong`. ints count as floats."""
+    """``value`` as a float64 tensor if it is a floating-point tensor, a float or an int, or `Wrong`."""
     if type(value) in (int, float):
         return torch.tensor(value, dtype=torch.float64)
     if not isinstance(value, Tensor):

@@ -1,9 +1,9 @@
-"""Plain values: all that may pass from a student's code to a verdict.
+"""Plain values: the only values that pass from a student's code to a verdict.
 
 A plain value is None, a bool, int, float or str, a strided CPU tensor, a list or a dict (with str keys) of plain
 values, or `Opaque`, the name of the type of anything else. `plain` converts by exact type: a subclass of Tensor or
-float may redefine `==` or `__torch_function__` to be equal to everything, so it is only named. `encode` and `decode`
-carry plain values between processes as JSON and safetensors; unlike pickle, reading them runs no code.
+float may redefine `==` or `__torch_function__` to be equal to everything, so only its type is named. `encode` and
+`decode` carry plain values between processes as JSON and safetensors; unlike pickle, reading them runs no code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NUMPY_SCALARS = frozenset(np.sctypeDict.values()) - {np.object_, np.void}
 
 @dataclass(frozen=True)
 class Opaque:
-    """Stands for an object that is no plain value."""
+    """Stands for an object that is not a plain value."""
 
     type_name: str
 
 
 def plain(value: Any, depth: int = 8) -> Plain:
-    """Convert ``value``; what is deeper than ``depth`` or of an unknown type becomes `Opaque`."""
+    """Convert ``value``; what is nested deeper than ``depth`` or of an unknown type becomes `Opaque`."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -82,14 +82,14 @@ def describe(value: Plain) -> str:
 def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[dict[str, Plain], Any]:
     """Call the student's ``function`` on copies of the ``arguments``.
 
-    Returns a plain outcome and the very object that came back (None if nothing did). The outcome is
+    Returns a plain outcome and the very object that came back (None if the call raised). The outcome is
     ``{"returned": plain value, "changed": positions of tensor arguments that are no longer as given}`` or
     ``{"raised": {type, message, line, code, not_attempted}}``.
     """
     given = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an answer that draws random numbers gets the same ones each time
+            torch.manual_seed(0)  # an answer that draws random numbers gets the same numbers each time
             result = function(*given, **options)
             returned = plain(result)
     except (Exception, SystemExit) as error:  # exit() must not end the check quietly
@@ -104,7 +104,7 @@ def _same(now: Tensor, before: Tensor) -> bool:
 
 
 def _explain(error: BaseException) -> dict[str, Plain]:
-    """The cause, and the last line of the student's own code that led to it."""
+    """The exception, and the last line of the student's own code that led to it."""
     message = (str(error).strip().splitlines() or [""])[0]
     line, code = _student_line(error.__traceback__)
     return {
@@ -136,7 +136,7 @@ def encode(value: Plain) -> bytes:
 
 
 def decode(data: bytes) -> Plain:
-    """The inverse of `encode`, for data that nobody vouches for.
+    """The inverse of `encode`, for untrusted data.
 
     Raises:
         ValueError: the data is not what `encode` writes.

@@ -1,12 +1,12 @@
 """A stand-in for `LLMEngine` whose answers are known and whose steps wait until they are allowed.
 
 The interface is the engine's: `add_request`, `step`, `abort`, `has_unfinished`, `generate`, `stats`, `tokenizer`,
-`max_model_len`. There is no model: each prompt's continuation is given, a token is a byte of it, and the tokenizer's
-end-of-text token ends it.
+`max_model_len`. There is no model: the continuation of each prompt is given, each of its bytes is a token, and the
+tokenizer's end-of-text token ends it.
 
-A step of a real engine takes long. Here it takes as long as the check likes: after `hold()` each step waits for an
-`allow()`, so whether a server is blocked meanwhile is no matter of timing. What a server does wrong is noted:
-`overlaps`, calls that came while a step ran, and `threads`, in which it was stepped.
+A step of a real engine takes long. Here it takes as long as the check wants: after `hold()` each step waits for an
+`allow()`, so whether a server is blocked meanwhile does not depend on timing. What a server does wrong is recorded:
+`overlaps` are calls that came while a step ran, `threads` those in which it was stepped.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class _Request:
 
 
 class StandInEngine:
-    """Args: ``answers``: prompt -> its continuation. Other prompts are continued with question marks."""
+    """``answers`` maps a prompt to its continuation. Other prompts are continued with question marks."""
 
     def __init__(self, answers: Mapping[str, str], max_num_seqs: int = 8, max_model_len: int = 1024) -> None:
         self.tokenizer, self.max_num_seqs, self.max_model_len = ByteTokenizer(), max_num_seqs, max_model_len
-        self.requests: dict[Hashable, _Request] = {}  # unfinished, in order of coming
-        self.seen: list[_Request] = []  # all there ever were
+        self.requests: dict[Hashable, _Request] = {}  # unfinished, in order of arrival
+        self.seen: list[_Request] = []  # all that were ever added
         self.largest_batch = self.num_steps = 0
         self.overlaps: list[str] = []
-        self.threads: set[int] = set()  # idents of those that called step()
+        self.threads: set[int] = set()  # identifiers of the threads that called step()
         self._answers = dict(answers)
         self._turn = threading.Condition()
         self._allowed: int | None = None  # None: any number
-        self._stepping: int | None = None  # ident of the thread that is inside of step()
+        self._stepping: int | None = None  # identifier of the thread that is inside step()
         self._failure = ""
         self._closed = False
         self._finished: Counter[str] = Counter()
@@ -166,18 +166,18 @@ class StandInEngine:
             self._turn.notify_all()
 
     def open(self) -> None:
-        """Steps wait no more."""
+        """From now on no step waits."""
         with self._turn:
             self._allowed = None
             self._turn.notify_all()
 
     def fail(self, message: str) -> None:
-        """Every step raises from now on, and no request is left, as when a GPU is lost."""
+        """From now on every step raises and drops all requests, as when a GPU is lost."""
         with self._turn:
             self._failure = message
 
     def close(self) -> None:
-        """The check is over: whatever thread still calls the engine ends quietly."""
+        """The check is over: any thread that still calls the engine ends quietly."""
         _let_threads_exit()
         with self._turn:
             self._closed = True
@@ -234,7 +234,7 @@ class StandInEngine:
 
 
 def _let_threads_exit() -> None:
-    """`SystemExit` ends a thread without a word. So it is, unless somebody has set another hook, as pytest does."""
+    """Let `SystemExit` end a thread without a message, also where another hook is set, as pytest does."""
     hook = threading.excepthook
     if not getattr(hook, "lets_threads_exit", False):
 

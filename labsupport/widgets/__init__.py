@@ -1,10 +1,9 @@
-"""Pictures that follow their controls. `Live` makes one; one module a chapter holds the ready-made ones.
+"""Pictures that follow their controls. `Live` makes one; a folder for each chapter holds the ready-made ones.
 
 >>> from labsupport.widgets import quantization
 >>> quantization.quantization_grid(weight)  # doctest: +SKIP
 """
 
-from labsupport.widgets.live import Live
-from labsupport.widgets.style import label, legend, new_figure, show
+import lazy_loader
 
-__all__ = ["Live", "label", "legend", "new_figure", "show"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

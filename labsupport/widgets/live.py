@@ -2,11 +2,11 @@
 
 One matplotlib figure is kept; when a control moves, `update` changes its artists, the figure is redrawn and sent as
 one PNG through a core `ipywidgets.Image`. The picture in the page is replaced only when the new one is complete, so
-nothing flickers, and nothing has to be enabled: ipywidgets 7.7 (Colab) and 8 both work.
+nothing flickers, and no extension has to be enabled: ipywidgets 7.7 (Colab) and 8 both work.
 
 Where only artists made with `animated=True` have changed, the rest of the figure (axes, ticks, labels) is restored
-from a copy instead of being drawn again ("blitting"). Matplotlib knows which artists are stale; there is nothing to
-switch on.
+from a copy instead of being drawn again ("blitting"). Matplotlib knows which artists are stale, so nothing has to be
+switched on.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ ERROR_COLOUR = "#B00020"
 
 
 class Live:
-    """A figure redrawn by its controls, with a one-line description of what is seen.
+    """A figure that its controls redraw, with a one-line description of what it shows.
 
     Args:
         fig: the figure; `update` changes its artists. It is taken out of pyplot, so that it is shown once.
-        update: called as `update(**values)` with the value of every control; it draws, what it returns is not used.
-        describe: called as `describe(**values)` after it; says in one line, with numbers, what the picture shows.
+        update: called as `update(**values)` with the value of every control; draws; its return value is ignored.
+        describe: called as `describe(**values)` after `update`; says in one line, with numbers, what the picture shows.
             Shown below the picture, read by screen readers, and the `text/plain` of the output.
         controls: by name, an ipywidgets widget, or `(low, high)` or `(low, high, step)` for a slider that starts in
             the middle, a list or dict for a choice, a bool for a checkbox. Avoid Dropdown and RadioButtons: JupyterLab
-            takes the arrow keys for itself before they see them.
+            intercepts their arrow keys.
 
-    An exception in `update` or `describe` appears as one red line below the picture that was there; it is raised
-    again, so that a test, or the log of the front end, has the traceback.
+    An exception in `update` or `describe` appears as one red line below the last picture; it is raised again, so that a
+    test, or the log of the front end, has the traceback.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Live:
 
         self.image = ipywidgets.Image(format="png")
         self.caption = ipywidgets.HTML()
-        # The first picture settles the layout; from then on the axes stay where they are.
+        # The first picture fixes the layout; from then on the axes stay where they are.
         self._draw(first=True)
         width, height = display_size(self.figure)
         self.image.width, self.image.height = str(width), str(height)
         self.image.layout = ipywidgets.Layout(max_width="100%", height="auto")
-        # No tooltip on the picture, though it would name it: the front end of ipywidgets 8 fails on an Image with one.
+        # No tooltip on the picture, though it would help: the front end of ipywidgets 8 fails on an Image with one.
         self.caption.layout = ipywidgets.Layout(max_width=f"{width}px")
 
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", max_width=f"{width}px", overflow="visible")
@@ -74,13 +74,14 @@ class Live:
         return {name: control.value for name, control in self.controls.items()}
 
     def png(self) -> bytes:
-        """The picture that is shown, as PNG bytes."""
+        """The current picture, as PNG bytes."""
         return bytes(self.image.value)
 
     def set(self, **values: Any) -> None:
-        """Move controls from code: all of them, then one redraw.
+        """Move controls from code, with one redraw at the end.
 
-        Raises ValueError for a control that does not exist, or a value that it cannot take.
+        Raises:
+            ValueError: there is no such control, or it cannot take the value.
         """
         unknown = [name for name in values if name not in self.controls]
         if unknown:
@@ -94,9 +95,9 @@ class Live:
             self._draw()
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Widget view for a live kernel, PNG for a page without one, text for everything else.
+        """Widget view where a kernel runs, PNG for a page without one, text for everything else.
 
-        No text/html: converters rank it above the picture.
+        No text/html: converters would prefer it to the picture.
         """
         width, height = display_size(self.figure)
         small = encode_png(canvas_of(self.figure), compress_level=9)  # this one is stored in the notebook
@@ -146,7 +147,7 @@ class Live:
             canvas.draw()
             return
         if self._background is None or self.figure.stale:
-            canvas.draw()  # leaves animated artists out
+            canvas.draw()  # without the animated artists
             self._background = canvas.copy_from_bbox(self.figure.bbox)
         else:
             canvas.restore_region(self._background)
@@ -158,7 +159,7 @@ def _without_pyplot(figure: Figure) -> Figure:
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close(figure)
-    FigureCanvasAgg(figure)  # whatever the backend, from now on it is only drawn from here
+    FigureCanvasAgg(figure)  # whatever its backend was, from now on it is only drawn here
     figure.patch.set_facecolor("white")
     figure.patch.set_alpha(1.0)
     return figure
@@ -175,7 +176,7 @@ def _move(name: str, control: Any, value: Any) -> None:
         control.value = value
     except Exception as error:
         raise ValueError(f"{name} cannot be {value!r}: {error}") from error
-    if control.value != value:  # a slider moves a value into its range without a word
+    if control.value != value:  # a slider silently clips a value to its range
         given, control.value = control.value, before
         raise ValueError(f"{name} cannot be {value!r}; the control made it {given!r}")
 
@@ -199,7 +200,7 @@ def _as_control(name: str, spec: Any) -> ipywidgets.Widget:
     control.style.description_width = "initial"
     control.layout.width = control.layout.width or "max-content"
     control.layout.margin = control.layout.margin or "2px 24px 2px 0"
-    if hasattr(control, "readout"):  # a slider: as wide as it likes to be, so that its label is never cut
+    if hasattr(control, "readout"):  # a slider gets the width it needs, so that its label is never cut off
         control.layout.min_width = control.layout.min_width or "340px"
     return control
 
@@ -216,7 +217,7 @@ def _slider(low: float, high: float, step: float | None = None) -> ipywidgets.Wi
 
 
 def _choice(options: list | dict) -> ipywidgets.Widget:
-    """Buttons for a few options, a slider for many: the two that the keyboard reaches in JupyterLab."""
+    """Buttons for a few options, a slider for many: the two that work with the keyboard in JupyterLab."""
     if len(options) > 4:
         return ipywidgets.SelectionSlider(options=options)
     return ipywidgets.ToggleButtons(options=options, style={"button_width": "auto"})

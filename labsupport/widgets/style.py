@@ -1,9 +1,9 @@
 """The house style of every figure in the course: colours, sizes, and how a figure becomes a picture.
 
-Colours are those of Okabe and Ito (2008), which people with any common kind of colour blindness tell apart; a line
-still gets a style or a marker of its own, because prints and projectors lose colour.
+Colours are those of Okabe and Ito (2008), which people with any common kind of colour blindness can tell apart; a line
+still gets a style or marker of its own, because prints and projectors lose colour.
 
-Figures are made without pyplot: nothing keeps them alive and no front end shows them a second time.
+Figures are made without pyplot: it would keep them alive, and a front end would show them a second time.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ YELLOW = "#F0E442"
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
-GREY = "#767676"  # for what is only there to compare with; 4.5:1 against white, so text may be grey too
+GREY = "#767676"  # for what is only there for comparison; contrast 4.5:1 against white, so text may be grey too
 LIGHT_GREY = "#D9D9D9"
 
+MARKERS = "osD^vP"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
 
-# One hue from white to dark for magnitudes; two hues that meet in white for signed values.
+# From white to one dark hue for magnitudes; two hues that meet in white for signed values.
 SEQUENTIAL = LinearSegmentedColormap.from_list("labsupport_sequential", ["#FFFFFF", SKY_BLUE, BLUE, "#00263D"])
 DIVERGING = LinearSegmentedColormap.from_list("labsupport_diverging", [BLUE, "#FFFFFF", VERMILION])
 
-DPI = 200  # drawn at 200 dots an inch and shown at half size: sharp on every screen
+DPI = 200  # drawn at 200 dots per inch and shown at half size: sharp on every screen
 STYLE: Any = {
     "figure.dpi": DPI,
     "figure.facecolor": "white",
@@ -94,13 +95,13 @@ def label(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def legend(axes: Axes, **options: Any) -> Any:
-    """A legend in the house style; matplotlib reads its settings when it is made, not when the axes were."""
+    """A legend in the house style: matplotlib reads the style when the legend is made, not when the axes are."""
     with rc_context(STYLE):
         return axes.legend(**options)
 
 
 def colorbar(figure: Figure, picture: Any, axes: Any, text: str, ticks: Sequence[float] | None = None) -> None:
-    """A colour bar that stays as it is, even where the picture it explains is animated."""
+    """A colour bar that is not animated, even if the picture it explains is."""
     with rc_context(STYLE):
         bar = figure.colorbar(picture, ax=axes, pad=0.015, aspect=35, shrink=0.95)
         bar.set_label(text)
@@ -117,8 +118,19 @@ def percent(share: float) -> str:
     return f"{share * 100:.{min(max(digits, 0), 4)}f} %"
 
 
+def duration(seconds: float) -> str:
+    """A time with its unit: "250 ms", "1.25 s"."""
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def round_ticks(low: float, high: float, digits: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """The `digits` times powers of ten from `low` to `high`: ticks of a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+
+
 def plain_ticks(axis: Axis, ticks: Sequence[float] | None = None, unit: str = "") -> None:
-    """Ticks as plain numbers ("0.2", not 2 × 10⁻¹), at the given places if any, each followed by its unit."""
+    """Ticks as plain numbers ("0.2", not 2 × 10⁻¹) followed by `unit`, at `ticks` if given."""
     if ticks is not None:
         axis.set_ticks(ticks)
         axis.set_minor_locator(NullLocator())
@@ -127,7 +139,7 @@ def plain_ticks(axis: Axis, ticks: Sequence[float] | None = None, unit: str = ""
 
 
 def encode_png(canvas: FigureCanvasAgg, compress_level: int = 1) -> bytes:
-    """What is on the canvas as an opaque PNG. Level 1 is several times faster than the default and a little larger."""
+    """The canvas as an opaque PNG. Level 1 is several times faster than the default, for a little larger file."""
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", compress_level=compress_level, dpi=(DPI, DPI))
@@ -135,18 +147,18 @@ def encode_png(canvas: FigureCanvasAgg, compress_level: int = 1) -> bytes:
 
 
 def canvas_of(figure: Figure) -> FigureCanvasAgg:
-    """The figure's own canvas, made an Agg canvas if it is another."""
+    """The figure's canvas, replaced by an Agg canvas if it is of another kind."""
     return figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
 
 
 def display_size(figure: Figure) -> tuple[int, int]:
-    """(width, height) in screen pixels: half of the pixels that are drawn."""
+    """(width, height) in screen pixels: half the number of pixels drawn."""
     width, height = figure.canvas.get_width_height(physical=True)
     return width // 2, height // 2
 
 
 def show(figure: Figure, text: str) -> None:
-    """Show a figure that has no controls: the picture at half size, and `text` in its place for who cannot see it."""
+    """Show a figure that has no controls, at half size, with `text` for readers who cannot see it."""
     from IPython.display import display
 
     canvas = canvas_of(figure)

@@ -1,16 +1,17 @@
 """The copy of `labsupport` that is there inside a sandbox: the checks can observe in it, and cannot judge.
 
 What judges an answer, and the reference answers that it judges by, are cut out of the check modules: the sandbox
-need not be trusted with what it does not have. Of each class `judge` and `inputs` go, then every function, class and
-constant of the module that nothing left refers to. The algorithms stay as they are: an answer may use them, as in the
-student's own notebook. Of `grading` only the modules that run inside are copied.
+need not be trusted with what it does not have. Of each class `judge` and `inputs` go, then every function, class,
+constant and import that `EXERCISE` does not need to observe, in all files of the exercise; files of which nothing is
+left are not written. The algorithms stay as they are: an answer may use them, as in the student's own notebook. Of
+`grading` only the modules that run inside are copied.
 """
 
 from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import labsupport
@@ -33,23 +34,95 @@ def build_package(folder: Path) -> None:
     shutil.copy2(source / "grading" / "__init__.py", inside.parent)
     for name in RUNS_INSIDE:
         shutil.copy2(source / "grading" / "sandbox" / f"{name}.py", inside)
-    (target / "checks").mkdir()
-    for path in sorted((source / "checks").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        is_exercise = path.stem.startswith("ex")
-        (target / "checks" / path.name).write_text(without_judges(text) if is_exercise else text, encoding="utf-8")
+    write_checks(source / "checks", target / "checks")
 
 
-def without_judges(source: str) -> str:
-    """A check module's source reduced to what `EXERCISE` and the checks' `run` need."""
-    tree = ast.parse(source)
+def write_checks(source: Path, target: Path) -> None:
+    """Copy the checks' folder, each exercise (a folder or a file `ex..`) without what judges."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ex*", "__pycache__"))
+    for exercise in sorted(source.glob("ex*")):
+        is_folder = exercise.is_dir()
+        paths = sorted(exercise.glob("*.py")) if is_folder else [exercise]
+        face = f"labsupport.checks.{exercise.stem}"
+        names = {path: face if path.stem in ("__init__", exercise.stem) else f"{face}.{path.stem}" for path in paths}
+        reduced = without_judges(face, {name: path.read_text(encoding="utf-8") for path, name in names.items()})
+        for path, name in names.items():
+            if name in reduced:
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                copy.write_text(reduced[name], encoding="utf-8")
+
+
+def without_judges(face: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """The modules of one exercise reduced to what the `EXERCISE` of its ``face`` and the checks' `run` need.
+
+    Raises:
+        ValueError: a module is imported whole, so that what is used of it cannot be told.
+    """
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    _cut_methods(trees.values())
+    kept = _reached_across(trees, face, "EXERCISE")
+    reduced = {}
+    for module, names in kept.items():
+        tree = trees[module]
+        tree.body = [_narrowed(node, names) for node in tree.body if _defined(node) & (names | {"annotations"})]
+        reduced[module] = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    return reduced
+
+
+def _cut_methods(trees: Collection[ast.Module]) -> None:
+    """Reduce each check, and each class that a check may take `judge` or `inputs` from, to `run` and its helpers."""
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     checks = {"Check"}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and checks & {base.id for base in node.bases if isinstance(base, ast.Name)}:
-            checks.add(node.name)
+    while True:
+        found = {node.name for node in classes if _bases(node) & checks or _methods(node) & {"judge", "inputs"}}
+        if found <= checks:
+            break
+        checks |= found
+    for node in classes:
+        if node.name in checks:
             node.body = _reached(node.body, {"run", *_assigned(node.body)}, _attributes) + ast.parse(ABSTRACT).body
-    tree.body = _reached(tree.body, {"EXERCISE", "annotations"}, _variables)
-    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+
+
+def _reached_across(trees: Mapping[str, ast.Module], face: str, root: str) -> dict[str, set[str]]:
+    """module -> the names of it that ``root`` of the ``face`` needs, directly or through other modules."""
+    reached: dict[str, set[str]] = {}
+    wanted = [(face, root)]
+    while wanted:
+        module, name = wanted.pop()
+        if name in reached.setdefault(module, set()):
+            continue
+        reached[module].add(name)
+        for node in trees[module].body:
+            if name not in _defined(node):
+                continue
+            if isinstance(node, ast.ImportFrom) and node.module in trees:
+                origin = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+                if f"{node.module}.{origin}" in trees:
+                    raise ValueError(f"{module} must import names of {node.module}.{origin}; it imports all of it")
+                wanted.append((node.module, origin))
+            else:
+                wanted += [(module, each) for each in _variables(node)]
+    return reached
+
+
+def _narrowed(node: ast.stmt, names: set[str]) -> ast.stmt:
+    """An import only of what is needed: the rest may have been cut out where it comes from."""
+    if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+        node.names = [alias for alias in node.names if (alias.asname or alias.name) in names]
+    return node
+
+
+def _bases(node: ast.ClassDef) -> set[str]:
+    return {
+        base.id if isinstance(base, ast.Name) else base.attr
+        for base in node.bases
+        if isinstance(base, ast.Name | ast.Attribute)
+    }
+
+
+def _methods(node: ast.ClassDef) -> set[str]:
+    return {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
 
 
 def _reached(body: list[ast.stmt], wanted: set[str], uses: Callable[[ast.stmt], set[str]]) -> list[ast.stmt]:

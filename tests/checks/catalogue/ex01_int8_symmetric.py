@@ -81,7 +81,7 @@ _LINE = "scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)"
 _ROUND = "q = (x / scale).round().clamp(-127, 127).to(torch.int8)"
 
 WRONG = {
-    "E89: the reciprocal as the scale": (
+    "the reciprocal as the scale": (
         "check_scale",
         "the reciprocal of max|x| / 127",
         {
@@ -213,7 +213,7 @@ def quantize_int8(x, axis=None):
         "q must be of type torch.int8; got a tensor of float32",
         {"answer-quantize": [(".clamp(-127, 127).to(torch.int8)", ".clamp(-127, 127)")]},
     ),
-    "truncates": ("check_codes", "casting to int8 truncates", {"answer-quantize": [(".round()", "")]}),
+    "truncates": ("check_codes", "a cast to int8 does not round", {"answer-quantize": [(".round()", "")]}),
     "rounds down": ("check_codes", "rounded down", {"answer-quantize": [(".round()", ".floor()")]}),
     "128 steps, no clamp: the largest code wraps": (
         "check_codes",
@@ -300,7 +300,7 @@ def quantize_int8(x, axis=None):
     ),
     "a floor that is too high": (
         "check_edge_cases",
-        "values up to 1e-30, the scale is 5e-05: so high a floor",
+        "values up to 1e-30, the scale is 5e-05: a floor this high",
         {"answer-quantize": [("torch.finfo(torch.float32).tiny", "5e-5")]},
     ),
     "squares overflow": (

@@ -82,14 +82,14 @@ def _batch(old: str, new: str) -> dict:
 
 
 WRONG = {
-    "E51: one layer of one sequence": (
+    "one layer of one sequence": (
         "check_bytes",
         "that is one layer of one sequence",
         _bytes(_PRODUCT, "elements = seq_len * num_kv_heads * head_dim"),
     ),
     "forgets the factor 2 for keys and values": (
         "check_bytes",
-        "a factor of 2 is missing, since keys and values are both kept",
+        "a factor of 2 is missing: keys and values are both kept",
         _bytes("2 * elements", "elements"),
     ),
     "forgets the layers": (
@@ -102,10 +102,10 @@ WRONG = {
     "forgets the heads": ("check_bytes", "that is one head", _bytes("* num_kv_heads *", "*")),
     "forgets the width of a head": ("check_bytes", "head_dim is missing", _bytes(" * head_dim", "")),
     "counts elements": ("check_bytes", "those are elements, not bytes", _bytes(" * bytes_per_element", "")),
-    "always 2 bytes": ("check_bytes", "takes 2 bytes for every element", _bytes("* bytes_per_element", "* 2")),
-    "always 4 bytes": ("check_bytes", "takes 4 bytes for every element", _bytes("* bytes_per_element", "* 4")),
+    "always 2 bytes": ("check_bytes", "assumes 2 bytes for every element", _bytes("* bytes_per_element", "* 2")),
+    "always 4 bytes": ("check_bytes", "assumes 4 bytes for every element", _bytes("* bytes_per_element", "* 4")),
     "bits": ("check_bytes", "those are bits", _bytes("2 * elements", "16 * elements")),
-    "whole GiB": ("check_bytes", "those are GiB, cut off", _bytes(_RETURN, _RETURN.split("  #")[0] + " // 2**30")),
+    "whole GiB": ("check_bytes", "those are GiB, rounded down", _bytes(_RETURN, _RETURN.split("  #")[0] + " // 2**30")),
     "KiB": ("check_bytes", "those are KiB", _bytes(_RETURN, _RETURN.split("  #")[0] + " // 1024")),
     "MiB": ("check_bytes", "those are MiB", _bytes(_RETURN, _RETURN.split("  #")[0] + " // 1024**2")),
     "GiB as a float": (
@@ -135,7 +135,11 @@ WRONG = {
         "the cache grows with seq_len",
         _bytes("* seq_len *", "* seq_len * seq_len *"),
     ),
-    "one token too many": ("check_bytes", "the token that comes next", _bytes("* seq_len *", "* (seq_len + 1) *")),
+    "one token too many": (
+        "check_bytes",
+        "the next token is not in the cache yet",
+        _bytes("* seq_len *", "* (seq_len + 1) *"),
+    ),
     "one token too few": (
         "check_bytes",
         "the last token is in the cache too",
@@ -174,12 +178,12 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
     ),
     "through a float": (
         "check_exact",
-        "floats are exact up to 2**53 only",
+        "floats are exact only up to 2**53",
         _bytes(_RETURN, "return int(2.0 * elements * bytes_per_element)"),
     ),
     "numpy's product overflows": (
         "check_exact",
-        "numpy's and torch's integers up to 2**63",
+        "integers of numpy and torch only up to 2**63",
         _bytes(
             _RETURN,
             "import numpy as np\n    sizes = [2, batch_size, seq_len, num_layers, num_kv_heads, head_dim]\n"
@@ -194,7 +198,7 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
     ),
     "rounds the batch up with math.ceil": (
         "check_batch_size",
-        "a part of a sequence is no sequence",
+        "a part of a sequence does not count",
         _batch(_FIT, "import math; return math.ceil(memory_bytes / one)"),
     ),
     "rounds to the nearest": (
@@ -220,27 +224,27 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
     ),
     "memory in GiB": (
         "check_batch_size",
-        "takes memory_bytes for GiB",
+        "treats memory_bytes as GiB",
         _batch(_FIT, "return memory_bytes * 2**30 // one"),
     ),
     "counts tokens": ("check_batch_size", "those are tokens, not sequences", _batch("(1, seq_len,", "(1, 1,")),
     "one layer a sequence": (
         "check_batch_size",
-        "keys of one layer",
+        "keys and values of one layer",
         _batch(
             "num_layers, num_kv_heads, head_dim, bytes_per_element)\n    return",
             "1, num_kv_heads, head_dim, bytes_per_element)\n    return",
         ),
     ),
-    "keys only": ("check_batch_size", "twice of what you count", _batch(_FIT, "return 2 * memory_bytes // one")),
+    "keys only": ("check_batch_size", "twice what you count", _batch(_FIT, "return 2 * memory_bytes // one")),
     "drops bytes_per_element on the way": (
         "check_batch_size",
-        "takes 2 bytes for every element",
+        "assumes 2 bytes for every element",
         _batch("head_dim, bytes_per_element)\n    return", "head_dim)\n    return"),
     ),
     "int8 whatever is asked for": (
         "check_batch_size",
-        "takes 1 byte for every element",
+        "assumes 1 byte for every element",
         _batch("head_dim, bytes_per_element)\n    return", "head_dim, 1)\n    return"),
     ),
     "at least one, even where it does not fit": (
@@ -270,12 +274,12 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
     ),
     "keeps a byte free": (
         "check_limits",
-        "no byte need stay free",
+        "no byte has to stay free",
         _batch(_FIT, "return max(0, memory_bytes - 1) // one"),
     ),
     "the batch whose cache is under the limit": (
         "check_limits",
-        "no byte need stay free",
+        "no byte has to stay free",
         {
             "answer-batch-size": """
 def max_batch_size(memory_bytes, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element=2):

@@ -135,7 +135,7 @@ WRONG = {
     ),
     "a key as wide as the model": (
         "check_grouped",
-        "takes hidden_size for the width of a key",
+        "uses hidden_size as the width of a key",
         _parameters(
             (_KV, "k_proj = v_proj = hidden_size**2 * (1 if num_kv_heads == num_heads else num_kv_heads)"),
         ),
@@ -147,7 +147,7 @@ WRONG = {
     ),
     "head_dim = hidden / num_kv_heads, for all": (
         "check_grouped",
-        "sharing keys makes no head wider",
+        "sharing keys does not make a head wider",
         _parameters(
             (_HEAD, "head_dim = hidden_size // num_kv_heads"),
             (_O, "o_proj = hidden_size * num_heads * head_dim"),
@@ -192,7 +192,7 @@ WRONG = {
             )
         ),
     ),
-    "E63: keys of all query heads are kept": (
+    "keys of all query heads are kept": (
         "check_cache",
         "what all num_heads heads would keep",
         _cache(("num_layers * num_kv_heads", "num_layers * num_heads")),
@@ -207,17 +207,17 @@ WRONG = {
         "a factor of 2 is missing",
         _cache(("return 2 * num_layers", "return num_layers")),
     ),
-    "E51: one layer": ("check_cache", "that is one layer", _cache(("2 * num_layers *", "2 *"))),
+    "one layer": ("check_cache", "that is one layer", _cache(("2 * num_layers *", "2 *"))),
     "a head as wide as the model": (
         "check_cache",
-        "takes hidden_size for the width of a head",
+        "uses hidden_size as the width of a head",
         _cache((_HEAD, "head_dim = hidden_size")),
     ),
     "one head in the cache": ("check_cache", "that is one head", _cache(("* num_kv_heads *", "*"))),
     "forgets the width": ("check_cache", "head_dim is missing", _cache(("* head_dim *", "*"))),
     "elements": ("check_cache", "those are elements, not bytes", _cache((" * bytes_per_element ", " "))),
-    "always 2 bytes": ("check_cache", "takes 2 bytes for every element", _cache(("* bytes_per_element ", "* 2 "))),
-    "always 4 bytes": ("check_cache", "takes 4 bytes for every element", _cache(("* bytes_per_element ", "* 4 "))),
+    "always 2 bytes": ("check_cache", "assumes 2 bytes for every element", _cache(("* bytes_per_element ", "* 2 "))),
+    "always 4 bytes": ("check_cache", "assumes 4 bytes for every element", _cache(("* bytes_per_element ", "* 4 "))),
     "float32 by default": (
         "check_cache",
         "your default is 4",

@@ -205,7 +205,7 @@ WRONG = {
             ]
         },
     ),
-    "E19: one grid for all rows of a group": (
+    "one grid for all rows of a group": (
         "check_grid",
         "each row and each group needs a scale of its own",
         {
@@ -255,7 +255,7 @@ WRONG = {
             ]
         },
     ),
-    "E14: H is computed and never used": (
+    "H is computed and never used": (
         "check_uses_inputs",
         "this is round-to-nearest",
         {_CELL: [(_UPDATE, "pass")]},
@@ -305,7 +305,7 @@ WRONG = {
     ),
     "only the next column makes up": (
         "check_update",
-        "hardly make up",
+        "hardly compensate",
         {_CELL: [(_UPDATE, "weight[:, j + 1 : j + 2] -= error[:, None] * factor[j, j + 1 : j + 2]")]},
     ),
     "only the last batch of inputs counts": (

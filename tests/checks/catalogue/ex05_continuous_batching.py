@@ -238,17 +238,17 @@ WRONG = {
     # Tokens
     "off by one: a token too many": (
         "check_tokens",
-        "every other one too many as well: the token of this step counts too",
+        "all others got one too many: the token of the current step counts too",
         _edit(("if lacks > 1}", "if lacks > 0}")),
     ),
     "off by one: a token too few": (
         "check_tokens",
-        "too few as well: a request gets its first token in the step that admits it",
+        "too few: a request gets its first token in the step that admits it",
         _edit(("if lacks > 1}", "if lacks > 2}")),
     ),
     "the step that admits is counted, but yields nothing": (
         "check_tokens",
-        "too few as well",
+        "all others got one too few",
         _edit((_SCHEDULED, "scheduled = [i for i in self.running if i in before]\n"),
               (_ADMIT, "before = list(self.running)\n        " + _ADMIT)),
     ),
@@ -275,7 +275,7 @@ WRONG = {
     ),
     "returns positions instead of ids": (
         "check_tokens",
-        "is no id of a request",
+        "no request has the id",
         _edit((_SCHEDULED, "scheduled = list(range(len(self.running)))\n")),
     ),
     "returns the requests": (
@@ -333,13 +333,13 @@ WRONG = {
         _edit((_ADMIT, "for _ in range(min(len(self.waiting), self.max_num_seqs)):")),
     ),
     # Refill
-    "E75: static batching": (
+    "static batching": (
         "check_refill",
         "which is static batching",
         _edit((_ADMIT, "idle = not self.running\n        while idle and self.waiting and "
                        "len(self.running) < self.max_num_seqs:")),
     ),
-    "E69: removes from the list that it iterates over": (
+    "removes from the list that it iterates over": (
         "check_refill",
         "removing from a list while iterating over it skips the next one",
         _edit((_SCHEDULED + "        " + _LEAVE, """running, scheduled = list(self.running), []
@@ -361,18 +361,18 @@ WRONG = {
     ),
     "admits one a step": (
         "check_refill",
-        "2 requests have a slot and get a token in the first step already",
+        "2 requests should have a slot and get a token in the first step",
         _edit((_ADMIT, _ADMIT.replace("while", "if"))),
     ),
     "fills only slots that came free, one a step": (
         "check_refill",
-        "a slot is free since the step before",
+        "a slot has been free since the step before",
         _edit((_ADMIT, "full = self.max_num_seqs - (1 if self.running else 0) * max(0, self.max_num_seqs - "
                        "len(self.running) - 1)\n        while self.waiting and len(self.running) < full:")),
     ),
     "admits at the end of a step": (
         "check_refill",
-        "get a token in the first step already",
+        "get a token in the first step",
         {_CELL: """
 class ContinuousBatchingScheduler:
     def __init__(self, max_num_seqs):
@@ -396,7 +396,7 @@ class ContinuousBatchingScheduler:
     ),
     "one running request after the other": (
         "check_refill",
-        "get a token in the first step already",
+        "get a token in the first step",
         _edit((_SCHEDULED, "scheduled = list(self.running)[:1]\n"),
               (" for request_id, lacks in self.running.items() if lacks > 1}",
                " if request_id in scheduled else lacks for request_id, lacks in self.running.items()\n"
@@ -413,9 +413,9 @@ class ContinuousBatchingScheduler:
     ),
     # Order
     "last in, first out": ("check_order", "that is last come, first served", _edit((".popleft()", ".pop()"))),
-    "E70: in order of completion": (
+    "in order of completion": (
         "check_order",
-        "who came first stands first",
+        "the first to come is the first in the list",
         _edit((_SCHEDULED, "scheduled = sorted(self.running, key=self.running.get)\n")),
     ),
     "shortest first": (
@@ -466,12 +466,12 @@ class ContinuousBatchingScheduler:
     ),
     "ids sorted": (
         "check_order",
-        "sorting by them says nothing of who came first",
+        "sorting by them does not tell who came first",
         _edit((_SCHEDULED, "scheduled = sorted(self.running)\n")),
     ),
     "newest first": (
         "check_order",
-        "yours are in reverse",
+        "yours is the reverse order",
         _edit((_RETURN, "return scheduled[::-1]")),
     ),
     "round robin": (
@@ -527,7 +527,7 @@ class ContinuousBatchingScheduler:
     ),
     "newcomers are admitted only when all is done": (
         "check_arrivals",
-        "is there and a slot is free",
+        "has been added and a slot is free",
         _edit((_WAITING, _WAITING + "\n        self.later = []"),
               (_ADD, "(self.later if self.running else self.waiting).append((request_id, num_tokens))"),
               (_ADMIT, "if not self.running and not self.waiting:\n            self.waiting.extend(self.later)\n"
@@ -568,24 +568,24 @@ class ContinuousBatchingScheduler:
     ),
     "raises with nobody to serve": (
         "check_arrivals",
-        "with nobody to serve, step() returns []",
+        "when no request is left, step() returns []",
         _edit((_RETURN, "if not scheduled:\n            raise StopIteration\n        " + _RETURN)),
     ),
     "None with nobody to serve": (
         "check_arrivals",
-        "with nobody to serve, step() returns []",
+        "when no request is left, step() returns []",
         _edit((_RETURN, "if scheduled:\n            " + _RETURN)),
     ),
     "stays closed once it ran dry": (
         "check_arrivals",
-        "when the scheduler has run dry",
+        "when the scheduler has nothing left to do",
         _edit((_WAITING, _WAITING + "\n        self.closed = False"),
               (_RETURN, "self.closed = self.closed or not scheduled\n        return [] if self.closed else scheduled")),
     ),
     # has_unfinished
     "has_unfinished forgets who waits": (
         "check_has_unfinished",
-        "waiting requests are unfinished too",
+        "a waiting request is unfinished too",
         _edit((_UNFINISHED, "return bool(self.running)")),
     ),
     "has_unfinished forgets who runs": (
@@ -595,7 +595,7 @@ class ContinuousBatchingScheduler:
     ),
     "has_unfinished asks for both": (
         "check_has_unfinished",
-        "waiting requests are unfinished too",
+        "a waiting request is unfinished too",
         _edit((_UNFINISHED, "return bool(self.running and self.waiting)")),
     ),
     "has_unfinished is a method": (
@@ -612,7 +612,7 @@ class ContinuousBatchingScheduler:
     ),
     "has_unfinished is turned around": (
         "check_has_unfinished",
-        "nothing was added yet",
+        "nothing has been added yet",
         _edit((_UNFINISHED, "return not (self.running or self.waiting)")),
     ),
     "has_unfinished is always true": (
@@ -628,12 +628,12 @@ class ContinuousBatchingScheduler:
     # State
     "requests live on the class": (
         "check_state",
-        "must be made in __init__ and set on self",
+        "must be created in __init__ and set on self",
         _edit((_CLASS, _CLASS + "    waiting = deque()\n\n"), (_WAITING, "")),
     ),
     "requests live in a global": (
         "check_state",
-        "there are other schedulers",
+        "other schedulers exist",
         _edit((_CLASS, "WAITING = deque()\n\n\n" + _CLASS), (_WAITING, "self.waiting = WAITING")),
     ),
     "requests live in a default argument": (
@@ -643,7 +643,7 @@ class ContinuousBatchingScheduler:
     ),
     "the number of slots is global": (
         "check_state",
-        "there are other schedulers",
+        "other schedulers exist",
         _edit(("self.max_num_seqs = max_num_seqs", "type(self).max_num_seqs = max_num_seqs")),
     ),
     "returns the list that it goes on to work with": (

@@ -692,14 +692,14 @@ def _edit(*pairs):
 
 WRONG = {
     # Completions
-    "E82: tokens counted as words, prompt and all": (
+    "tokens counted as words, prompt and all": (
         "check_completion",
         "not words",
         _edit((_USAGE, "prompt_tokens, completion_tokens = 0, len((request.prompt + output.text).split())")),
     ),
     "the prompt is echoed": (
         "check_completion",
-        "the prompt is no part of the answer",
+        "the prompt is not part of the answer",
         _edit(("**completion(output, output.text)", "**completion(output, request.prompt + output.text)")),
     ),
     "the text is stripped": (
@@ -724,7 +724,7 @@ WRONG = {
     ),
     "one id for all": (
         "check_completion",
-        "another one for each request",
+        "a different one for each request",
         _edit(('f"cmpl-{output.request_id}"', '"cmpl-1"')),
     ),
     "the prompt is cleaned up": (
@@ -749,7 +749,7 @@ WRONG = {
         _edit(('return {**completion(output, output.text), "usage": usage}', 'return {"text": output.text, "usage": usage}')),
     ),
     # Streams
-    "E82: stream is ignored": (
+    "stream is ignored": (
         "check_stream",
         "the content type must be text/event-stream; got application/json",
         _edit((_STREAMED, "        if False:\n")),
@@ -762,12 +762,12 @@ WRONG = {
     ),
     "each event holds the text so far": (
         "check_stream",
-        "it must hold the new piece only",
+        "it must hold only the new piece",
         _edit((_EVENT, _EVENT.replace(_PIECE, "output.text"))),
     ),
     "tokens decoded one by one": (
         "check_stream",
-        "a character may be several tokens",
+        "a character may take several tokens",
         _edit((_EVENT, _EVENT.replace(_PIECE, "engine.tokenizer.decode(output.token_ids[-1:])")),
               ("if len(output.text) > sent or output.finished:", "if True:")),
     ),
@@ -788,7 +788,7 @@ WRONG = {
         _edit(('"finish_reason": output.finish_reason', '"finish_reason": output.finish_reason or "length"')),
     ),
     # Concurrency
-    "E78: async def calls engine.generate": (
+    "async def calls engine.generate": (
         "check_concurrent",
         "on the thread of the server's event loop",
         _edit((_PLAIN, """        [output] = [each async for each in now(request_id)]
@@ -821,7 +821,7 @@ WRONG = {
               ("    async def completions(request: CompletionIn):\n",
                "    async def completions(request: CompletionIn):\n        nonlocal broken\n")),
     ),
-    "E78: the loop steps without a thread": (
+    "the loop steps without a thread": (
         "check_concurrent",
         "on the thread of the server's event loop",
         _edit((_STEP, "outputs = engine.step()\n                await asyncio.sleep(0)")),
@@ -838,7 +838,7 @@ WRONG = {
     ),
     "add_request while a step runs": (
         "check_concurrent",
-        "the engine is for one caller at a time",
+        "the engine serves one caller at a time",
         _edit((_TURN, _TURN.replace("async with turn", "if True"))),
     ),
     "/health waits for the engine's turn": (
@@ -860,7 +860,7 @@ WRONG = {
         _edit((_TELL, _TELL.replace("in outputs:", "in outputs[:1]:"))),
     ),
     # Bad input
-    "E82: nothing is checked, an error is a 500": (
+    "nothing is checked, an error is a 500": (
         "check_bad_input",
         "was answered with status 500 (ValueError: max_tokens must be",
         _edit((" = Field(min_length=1)", ""), (" = Field(16, ge=1)", " = 16"), (" = Field(1.0, ge=0)", " = 1.0"),
@@ -868,7 +868,7 @@ WRONG = {
     ),
     "the engine's limits are a 500": (
         "check_bad_input",
-        "turn the engine's ValueError into one",
+        "turn the engine's ValueError into such a status",
         _edit((_REFUSE, "            finally:\n                pass\n")),
     ),
     "negative temperatures are taken for 0": (
@@ -902,7 +902,7 @@ WRONG = {
         _edit(("raise HTTPException(400, str(error)) from None", "raise HTTPException(200, str(error)) from None")),
     ),
     # Metrics
-    "E81: JSON with constants": (
+    "JSON with constants": (
         "check_metrics",
         "got application/json",
         _edit((_METRICS, 'return {"requests_total": 12345, "avg_latency_ms": 120}')),
@@ -972,17 +972,17 @@ WRONG = {
               ("import time\n", "import time\nfrom dataclasses import replace\n")),
     ),
     # An engine that fails
-    "E80: health is hard-coded": (
+    "health is hard-coded": (
         "check_health",
-        "not say what is always true",
+        "not always say the same",
         _edit((_HEALTH, "    async def health():\n")),
     ),
     "whoever waits when the engine fails waits forever": (
         "check_health",
-        "catch what step() raises, and tell those who wait",
+        "catch what step() raises, and answer all requests that wait",
         _edit((_LISTENERS, "")),
     ),
-    "E82: the exception is sent to the client": (
+    "the exception is sent to the client": (
         "check_health",
         "that is for the log, not for clients",
         _edit(("    broken = False\n", "    broken = why = False\n"), ("        nonlocal broken\n", "        nonlocal broken, why\n"),

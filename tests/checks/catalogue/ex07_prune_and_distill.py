@@ -229,9 +229,9 @@ def _threshold(comparison: str, k: str = "num_pruned") -> list[tuple[str, str]]:
 
 
 WRONG = {
-    "E29: a threshold with strict >, ties all go": (
+    "a threshold with strict >, ties all go": (
         "check_mask_count",
-        "a threshold takes all weights of equal magnitude or none",
+        "a threshold removes all weights of equal magnitude or none",
         {_MASK: _threshold(">")},
     ),
     "a threshold with >=, ties all stay": (
@@ -239,7 +239,7 @@ WRONG = {
         "choose k",
         {_MASK: _threshold(">=")},
     ),
-    "E28: k = 0 crashes": (
+    "k = 0 crashes": (
         "check_mask_count",
         "sparsity=0.0 your code raised RuntimeError",
         {_MASK: [(_SMALLEST, _SMALLEST + "    weight.abs().flatten().topk(num_pruned, largest=False).values.max()\n")]},
@@ -258,9 +258,9 @@ WRONG = {
             ]
         },
     ),
-    "int() cuts the decimals off": (
+    "int() rounds down": (
         "check_mask_count",
-        "int() cuts the decimals off",
+        "int() rounds down",
         {_MASK: [("round(sparsity * weight.numel())", "int(sparsity * weight.numel())")]},
     ),
     "rounds up": (
@@ -300,7 +300,7 @@ WRONG = {
     ),
     "the largest go": (
         "check_mask_smallest",
-        "the largest go",
+        "the largest weights go",
         {_MASK: [(".argsort()", ".argsort(descending=True)")]},
     ),
     "signed weights are ranked": (
@@ -322,9 +322,9 @@ WRONG = {
             ]
         },
     ),
-    "E38: the formula: alpha weighs the labels": (
+    "the formula: alpha weighs the labels": (
         "check_loss",
-        "yours has them the other way round",
+        "yours has them swapped",
         {_LOSS: [(_SUM, "return alpha * hard + (1 - alpha) * soft")]},
     ),
     "alpha reversed, with T²": (
@@ -332,7 +332,7 @@ WRONG = {
         "alpha weighs the soft term (the teacher), 1 - alpha the labels",
         {_LOSS: [(_SUM, "return alpha * hard + (1 - alpha) * temperature**2 * soft")]},
     ),
-    "E38: T² is missing": (
+    "T² is missing": (
         "check_loss",
         "multiply the soft term by T**2: its gradients shrink",
         {_LOSS: [("alpha * temperature**2 * soft", "alpha * soft")]},
@@ -441,7 +441,7 @@ WRONG = {
         "temperature=2.0, alpha=0.5 by default",
         {_LOSS: [("temperature=2.0, alpha=0.5", "temperature=4.0, alpha=0.7")]},
     ),
-    "E39: dim=1 and no flattening": (
+    "dim=1 and no flattening": (
         "check_loss_sequences",
         "your code raised RuntimeError: Expected target size",
         {
@@ -463,7 +463,7 @@ WRONG = {
             ]
         },
     ),
-    "E40: batchmean on [batch, time, vocab]": (
+    "batchmean on [batch, time, vocab]": (
         "check_loss_sequences",
         "divides by the batch alone",
         {
@@ -542,7 +542,7 @@ WRONG = {
         "prune with magnitude_mask",
         {_STUDENT: [("if step == 110:", "if step == 180:")]},
     ),
-    "E35: zeros come back while it trains on": (
+    "zeros come back while it trains on": (
         "check_student_size",
         "multiply by the mask again after every optimizer step",
         {_STUDENT: [(_KEEP, _KEEP + "            masks = {}\n")]},
@@ -582,22 +582,22 @@ WRONG = {
     ),
     "pruned to 75 % at the end, not trained on": (
         "check_student_accuracy",
-        "train on after pruning",
+        "after pruning, train for a few hundred steps more",
         {_STUDENT: [("if step == 110:", "if step == 179:"), ("layer.weight, 0.5)", "layer.weight, 0.75)")]},
     ),
     "trained for a few steps": (
         "check_student_accuracy",
-        "for some hundred steps",
+        "for a few hundred steps more",
         {_STUDENT: [("range(180)", "range(24)"), ("step == 110", "step == 14")]},
     ),
     "never trained": (
         "check_student_accuracy",
-        "of images it never saw, 91% are wanted",
+        "of unseen images correctly, at least 91% are required",
         {_STUDENT: [("        optimizer.step()\n", "")]},
     ),
     "pruned to 90 % at once": (
         "check_student_accuracy",
-        "of images it never saw, 91% are wanted",
+        "of unseen images correctly, at least 91% are required",
         {_STUDENT: [("magnitude_mask(layer.weight, 0.5)", "magnitude_mask(layer.weight, 0.9)")]},
     ),
     "a learning rate that is too small": (

@@ -245,7 +245,7 @@ def read_home(world: World) -> str:
 def read_the_catalogue_of_answers(world: World) -> str:
     from attacks.world import ROOT
 
-    return reading(world, [f"{ROOT}/tests/**/*.py", f"{ROOT}/labsupport/checks/ex0*.py", f"{ROOT}/solutions/*"])
+    return reading(world, [f"{ROOT}/tests/**/*.py", f"{ROOT}/labsupport/checks/ex0*/**/*.py", f"{ROOT}/solutions/*"])
 
 
 @code()

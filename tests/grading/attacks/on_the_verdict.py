@@ -173,16 +173,19 @@ sys.settrace(tracer); threading.settrace(tracer); sys.setprofile(tracer)
 @code()
 def look_for_the_judge_in_memory(world: World) -> str:
     return """
-import gc, inspect, sys
-from labsupport.checks import ex01
+import gc, importlib, inspect, pkgutil, re, sys
+import labsupport.checks
+for module in pkgutil.walk_packages(labsupport.checks.__path__, "labsupport.checks."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError: pass
+secret = re.compile("_?(judge|compare|true_|right_|known_|expected|output_error|coarsest|num_that|draw_).*|cache_bytes")
 def judges():
     for each in gc.get_objects():
         if inspect.isfunction(each) and each.__module__.startswith("labsupport.checks.ex"):
-            if each.__name__.startswith(("judge", "_compare", "_schedule", "_mistakes", "_require")):
-                if "NotImplementedError" not in each.__code__.co_names:
-                    yield each
-    if hasattr(ex01, "_compare_scale"):
-        yield ex01
+            if secret.fullmatch(each.__name__) and "NotImplementedError" not in each.__code__.co_names:
+                yield each
+    yield from (name for name in sys.modules if name.endswith((".oracles", ".drawing", ".reading")))
 if list(judges()):
     exec(RIGHT)
 """

@@ -1,0 +1,43 @@
+"""Sizes beyond floats and 64-bit integers."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from labsupport.checks.check import Answer, Check, Inputs
+from labsupport.checks.counting import integer, spelled
+from labsupport.checks.ex02_kv_cache_size.oracles import cache_bytes
+from labsupport.checks.ex02_kv_cache_size.sizes import BYTES, NAMES, draw_sizes
+from labsupport.checks.judging import Wrong, returned
+from labsupport.checks.plain import Plain, call
+
+
+class CheckExact(Check):
+    name = "check_exact"
+    needs = (BYTES,)
+    points = 1
+    holds = "exact to the byte, however large the cache"
+
+    def inputs(self, seed: int) -> dict[str, Any]:
+        draw = random.Random(seed + 2)
+        data_center, beyond = (
+            [*draw_sizes(draw, 10_001), 2],
+            [*draw_sizes(draw, 10_000_019), 4],
+        )  # over 2**53, over 2**63
+        return {spelled(NAMES, case): case for case in (data_center, beyond)}
+
+    def run(self, answer: Answer, inputs: Inputs) -> Plain:
+        return {case: call(answer[BYTES], *arguments)[0] for case, arguments in inputs.items()}
+
+    def judge(self, inputs: Inputs, values: Plain) -> None:
+        for case, arguments in inputs.items():
+            value, right = integer(returned(values[case], case), BYTES, case), cache_bytes(*arguments)
+            if value != right:
+                raise Wrong(
+                    f"for {case}, {BYTES} returned {value}, not {right}: floats are exact only up to 2**53, "
+                    "integers of numpy and torch only up to 2**63; Python's int has no limit"
+                )
+
+
+check_exact = CheckExact()

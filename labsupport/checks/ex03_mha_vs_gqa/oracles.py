@@ -1,0 +1,52 @@
+"""The right answers, and what usual mistakes come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def num_parameters(h: int, heads: int, kv_heads: int) -> int:
+    return 2 * h * h + 2 * h * kv_heads * (h // heads)
+
+
+def bytes_per_token(layers: int, h: int, heads: int, kv_heads: int, width: int = 2) -> int:
+    return 2 * layers * kv_heads * (h // heads) * width
+
+
+def _with_bias(h: int, heads: int, kv_heads: int) -> int:
+    return num_parameters(h, heads, kv_heads) + 2 * h + 2 * kv_heads * (h // heads)
+
+
+def _qkv_bias(h: int, heads: int, kv_heads: int) -> int:
+    return num_parameters(h, heads, kv_heads) + h + 2 * kv_heads * (h // heads)
+
+
+PARAMETER_MISTAKES: dict[str, Callable[..., int]] = {
+    "a projection of hidden_size x hidden_size is missing; there are q_proj and o_proj": (
+        lambda h, heads, kv: h * h + 2 * h * kv * (h // heads)
+    ),
+    "biases are counted; these projections have none": _with_bias,
+    "biases of q, k and v are counted; these projections have none": _qkv_bias,
+    "k_proj and v_proj are counted as large as q_proj; they have num_kv_heads heads of hidden_size // num_heads": (
+        lambda h, heads, kv: 4 * h * h
+    ),
+    "head_dim is hidden_size // num_heads, not hidden_size // num_kv_heads; sharing keys does not make a head wider": (
+        lambda h, heads, kv: 2 * h * heads * (h // kv) + 2 * h * h
+    ),
+    "only one of k_proj and v_proj is counted": lambda h, heads, kv: 2 * h * h + h * kv * (h // heads),
+    "o_proj is counted as small as k_proj; it reads all query heads: hidden_size x hidden_size": (
+        lambda h, heads, kv: h * h + 3 * h * kv * (h // heads)
+    ),
+    "q_proj and o_proj are counted as small as k_proj; only keys and values are shared": (
+        lambda h, heads, kv: 4 * h * kv * (h // heads)
+    ),
+    "k_proj has num_kv_heads * head_dim outputs, not num_kv_heads": lambda h, heads, kv: 2 * h * h + 2 * h * kv,
+    "k_proj has num_kv_heads heads, not one": lambda h, heads, kv: 2 * h * h + 2 * h * (h // heads),
+    "that gives each head hidden_size x hidden_size; all heads share one such matrix, head_dim rows for each": (
+        lambda h, heads, kv: h * h * (2 * heads + 2 * kv)
+    ),
+    "that is the share of one head; count all of them": lambda h, heads, kv: 4 * h * (h // heads),
+    "that uses hidden_size as the width of a key; it is hidden_size // num_heads": (
+        lambda h, heads, kv: 2 * h * h + 2 * h * h * kv
+    ),
+}

@@ -1,0 +1,140 @@
+"""/metrics in Prometheus's text format."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from labsupport.checks.asgi import Server, wait_until
+from labsupport.checks.check import Answer, Inputs
+from labsupport.checks.ex06_inference_api.drawing import draw_answers
+from labsupport.checks.ex06_inference_api.oracles import expected_answer
+from labsupport.checks.ex06_inference_api.reading import judge_serving, short, text_of
+from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck, served
+from labsupport.checks.judging import Wrong
+from labsupport.checks.plain import Plain
+from labsupport.checks.stand_in_engine import StandInEngine
+
+METRICS = {
+    "num_requests_running": "gauge",
+    "num_requests_waiting": "gauge",
+    "prompt_tokens_total": "counter",
+    "generation_tokens_total": "counter",
+    "request_success_total": "counter",
+}
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
+_SAMPLE = re.compile(rf"({_NAME})(?:\{{((?:{_LABEL}(?:,{_LABEL})*,?)?)\}})?[ \t]+(\S+)(?:[ \t]+-?[\d.]+)?")
+_TYPE = re.compile(rf"# TYPE ({_NAME}) (counter|gauge|histogram|summary|untyped|unknown|info)")
+
+
+class CheckMetrics(ApiCheck):
+    name = "check_metrics"
+    points = 2
+    holds = "/metrics is Prometheus's text, and counts requests and tokens as they are served"
+
+    def inputs(self, seed: int) -> dict[str, Any]:
+        draw = random.Random(seed + 4)
+        answers = draw_answers(draw, draw.randint(10, 15), draw.randint(20, 40), draw.randint(20, 40))
+        bodies = [{"prompt": prompt, "max_tokens": 16} for prompt in answers]
+        return {"answers": answers, "bodies": bodies}
+
+    def run(self, answer: Answer, inputs: Inputs) -> Plain:
+        engine = StandInEngine(inputs["answers"])
+        outcome: dict[str, Any] = {"scrapes": {}, "got": []}
+
+        def scrape(server: Server, when: str) -> None:
+            got = server.get("/metrics")
+            wait_until(lambda: got.ended or (engine.held and server.thread.ident in engine.threads))
+            outcome["scrapes"][when] = got.plain()
+
+        with served(answer, engine, outcome) as server:
+            if server:
+                scrape(server, "before the first request")
+                engine.hold()
+                for number, body in enumerate(inputs["bodies"]):
+                    got = server.post(COMPLETIONS, body)
+                    if number == 0:
+                        wait_until(lambda: engine.held or got.ended)  # noqa: B023
+                        if server.thread.ident not in engine.threads:  # else check_concurrent reports it
+                            scrape(server, "while a request runs")
+                        engine.open()
+                    ended = got.wait()
+                    outcome["got"].append(got.plain())
+                    if not ended:
+                        break
+                scrape(server, "after three requests")
+        return outcome
+
+    def judge(self, inputs: Inputs, values: Plain) -> None:
+        judge_serving(values)
+        scrapes = {when: _scrape(got, when) for when, got in values["scrapes"].items()}
+        for body, got in zip(inputs["bodies"], values["got"], strict=False):
+            text_of(got, f"POST {COMPLETIONS} with {short(body)}")
+        before, after = scrapes["before the first request"], scrapes["after three requests"]
+        for when, running in (("while a request runs", 1), ("after three requests", 0)):
+            value = scrapes.get(when, {}).get("num_requests_running", running)
+            if value != running:
+                raise Wrong(f"GET /metrics {when}: num_requests_running must be {running}; got {value:g}")
+        done = [expected_answer(inputs["answers"][body["prompt"]], body["max_tokens"]) for body in inputs["bodies"]]
+        wanted = {
+            "prompt_tokens_total": sum(len(body["prompt"].encode()) for body in inputs["bodies"]),
+            "generation_tokens_total": sum(tokens for _, _, tokens in done),
+        }
+        for reason in ("stop", "length"):
+            count = sum(each == reason for _, each, _ in done)
+            wanted[f'request_success_total{{finished_reason="{reason}"}}'] = count
+        for name, value in wanted.items():
+            grown = after.get(name, 0.0) - before.get(name, 0.0)
+            if name not in after and value:
+                raise Wrong(f"GET /metrics after three requests: {name} is missing")
+            if grown != value:
+                raise Wrong(f"GET /metrics: {name} must have grown by {value} with three requests, not {grown:g}")
+
+
+def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
+    """Prometheus text as {series: value}, such as 'request_success_total{finished_reason="stop"}'; or `Wrong`."""
+    what = f"GET /metrics {when}"
+    text = text_of(got, what)
+    kind = got["headers"].get("content-type", "none")
+    if not kind.startswith(("text/plain", "application/openmetrics-text")):
+        raise Wrong(
+            f"{what}: the content type must be that of Prometheus's text, text/plain; version=0.0.4; got {kind}, "
+            "which Prometheus does not accept"
+        )
+    series: dict[str, float] = {}
+    types: dict[str, str] = {}
+    for line in text.split("\n"):
+        if line.startswith("# TYPE"):
+            match = _TYPE.fullmatch(line.strip())
+            if not match:
+                raise Wrong(f'{what}: a type is declared as "# TYPE name counter"; got {line[:80]!r}')
+            types[match[1]] = match[2]
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _SAMPLE.fullmatch(line.strip())
+        try:
+            value = float(match[3])  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise Wrong(
+                f'{what}: a line is a name, optionally {{label="value"}}, a space and a number; got {line[:80]!r}'
+            ) from None
+        labels = ",".join(sorted(re.findall(_LABEL, match[2] or "")))  # type: ignore[index]
+        name = f"{match[1]}{{{labels}}}" if labels else match[1]  # type: ignore[index]
+        if name in series:
+            raise Wrong(f"{what}: {name} is there twice")
+        series[name] = value
+    if text and not text.endswith("\n"):
+        raise Wrong(f"{what}: the last line must end in a newline")
+    for name, kind in METRICS.items():
+        if name != "request_success_total" and name not in series:  # a label value that never occurred has no series
+            raise Wrong(f"{what}: {name} is missing; found {', '.join(series)[:100] or 'no samples'}")
+        declared = types.get(name, types.get(name.removesuffix("_total")))
+        if declared != kind:
+            raise Wrong(f'{what}: there must be a line "# TYPE {name} {kind}"; its type is {declared}')
+    return series
+
+
+check_metrics = CheckMetrics()

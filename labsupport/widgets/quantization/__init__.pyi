@@ -1,0 +1,15 @@
+from .alpha import awq_alpha
+from .fp8 import fp8_grid
+from .grid import quantization_grid
+from .propagation import gptq_propagation
+from .ranges import observer_ranges
+from .scales import granularity
+
+__all__ = [
+    "awq_alpha",
+    "fp8_grid",
+    "gptq_propagation",
+    "granularity",
+    "observer_ranges",
+    "quantization_grid",
+]
