@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer
-from labsupport.serving.chat import SMOLLM2_SYSTEM, chat_template
+from labsupport.serving.chat_template import SMOLLM2_SYSTEM, chat_template
 from labsupport.serving.protocol import Message
 
 START, END = "<|im_start|>", "<|im_end|>"

@@ -83,9 +83,9 @@ class AsyncLLM:
             await ours.aclose()  # type: ignore[attr-defined]
 
     async def abort(self, request_ids: list[str]) -> None:
-        with self.inner._changed:
+        with self.inner.admission.changed:
             self.inner._stopping = True
-            self.inner._changed.notify_all()
+            self.inner.admission.changed.notify_all()
 
     def shutdown(self) -> None:
         self.stopped = True

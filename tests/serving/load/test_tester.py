@@ -141,5 +141,5 @@ def test_against_the_real_server(engine: LLMEngine, serve: Any, tmp_path: Path) 
 
 
 def test_a_server_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match="url must be of a server"):
+    with pytest.raises(ValueError, match="url must lead to a server"):
         asyncio.run(run_load("http://127.0.0.1:9", every(0.0, 1)))
