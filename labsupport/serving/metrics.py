@@ -88,7 +88,7 @@ class Metrics:
             self._observe("e2e_request_latency_seconds", seconds)
 
     def exposition(self) -> tuple[bytes, str]:
-        """The text, and its content type. Never OpenMetrics, in which the library writes ``labsupport_`` for the prefix:
+        """The text, and its content type. Never OpenMetrics: there the library writes the prefix as ``labsupport_``, so
         names would depend on who asks."""
         encoder, content_type = choose_encoder("")
         return encoder(self.registry), content_type

@@ -147,7 +147,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def read_gpus() -> list[dict[str, Any]] | None:
-    """From NVIDIA's NVML. None without its Python package, its driver, or a GPU: better no figure than an invented one."""
+    """From NVIDIA's NVML. None without its Python package, its driver, or a GPU: better no figure than a wrong one."""
     try:
         import pynvml
     except ImportError:

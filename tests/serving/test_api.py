@@ -267,7 +267,7 @@ def test_request_ids(client: TestClient) -> None:
 
 
 class Broken:
-    """A backend that fails as it is told."""
+    """A backend that fails with the given error."""
 
     model_name, max_model_len, max_in_flight = "tiny", 2048, None
 

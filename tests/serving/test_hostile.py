@@ -100,7 +100,7 @@ def test_other_paths_and_methods(client: TestClient, method: str, path: str, sta
 
 
 def test_tokens_are_counted_by_the_tokenizer(client: TestClient) -> None:
-    """Not by words of the text: Chinese has no spaces, and the prompt is no part of the answer."""
+    """Not by counting words: Chinese has no spaces, and the prompt is not part of the answer."""
     usage = send(client, json.dumps({"prompt": "你好，世界", "max_tokens": 3, "ignore_eos": True}).encode()).json()[
         "usage"
     ]

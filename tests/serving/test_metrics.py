@@ -67,7 +67,7 @@ def test_latencies_agree_with_one_another(client: TestClient) -> None:
 
 @pytest.mark.parametrize("accept", ["", "*/*", "application/openmetrics-text; version=1.0.0"])
 def test_names_are_the_same_whoever_asks(client: TestClient, accept: str) -> None:
-    """prometheus-client writes ``labsupport_`` for scrapers that ask for OpenMetrics."""
+    """For scrapers that ask for OpenMetrics, prometheus-client would write ``labsupport_``."""
     answer = client.get("/metrics", headers={"accept": accept})
     assert (
         answer.headers["content-type"].startswith("text/plain") and "\nlabsupport:num_requests_running" in answer.text
@@ -85,7 +85,7 @@ def test_paths_do_not_become_labels(client: TestClient) -> None:
 
 
 def test_the_apis_models_do_not_take_the_engines_names() -> None:
-    """In the document, a pydantic class of the same name replaced the engine's dataclass, and broke it."""
+    """In the original course, a pydantic class of the same name shadowed the engine's dataclass, and broke it."""
     from labsupport.inference import request, sampling
     from labsupport.serving import protocol
 

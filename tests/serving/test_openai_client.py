@@ -1,4 +1,4 @@
-"""The official client, unchanged, against a real server on this machine; and clients that leave."""
+"""The official client, unmodified, against a real server on this machine; and clients that leave."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_stream_that_is_closed_frees_its_blocks(
 def test_a_client_that_leaves_while_it_waits_is_forgotten(
     paused: Any, serve: Any, until: Callable[..., None], released: Callable[[LLMEngine], bool], stream: bool
 ) -> None:
-    """Nothing was sent to it yet, so no write could fail: somebody has to listen for the connection's end."""
+    """Nothing has been sent to it, so no write could fail: the server must listen for the end of the connection."""
     app = create_app(paused)
     with serve(app) as url:
         host, port = url.removeprefix("http://").split(":")

@@ -1,10 +1,10 @@
 """A load tester that does not overlook the wait for a slow server.
 
 **Open loop**: like those of real users, requests are due at times drawn beforehand (a Poisson process), whatever the
-server does. **Closed loop**: a fixed number of clients, each sending when it has its answer. A slow server then gets less
-load, and its latencies say nothing about users who would not have waited. With both a rate and a limit on connections, a
-request may be sent late because no connection is free. To count its latency from when it was sent would hide that wait
-("coordinated omission", Tene, "How not to measure latency", 2015), so it is counted from when it was due.
+server does. **Closed loop**: a fixed number of clients, each sending when it has its answer. A slow server then gets
+less load, and its latencies say nothing about users who would not have waited. With both a rate and a limit on
+connections, a request may be sent late because no connection is free. To count its latency from when it was sent would
+hide that wait ("coordinated omission", Tene, "How not to measure latency", 2015), so it counts from when it was due.
 """
 
 from __future__ import annotations

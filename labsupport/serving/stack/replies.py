@@ -122,7 +122,7 @@ class _Differs(Exception):
 
 
 def _joined(have: Any, at: int, new: Any, shown: int) -> Any:
-    """``have``, continued by ``new`` from ``at`` on. If they differ, ``new`` wins, unless the reader has seen the old."""
+    """``have``, continued by ``new`` from ``at`` on. If they differ, ``new`` wins unless the reader saw the old."""
     if at > len(have):
         raise _Differs
     overlap = min(len(have) - at, len(new))

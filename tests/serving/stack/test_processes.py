@@ -1,4 +1,4 @@
-"""All of the stack runs, and survives that its programs are killed."""
+"""The whole stack runs, and survives when its programs are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from labsupport.serving.stack.configuration import find_programs
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-PATIENCE = 300.0  # seconds that a slow machine may take: only failing tests wait for so long
+PATIENCE = 300.0  # seconds that a slow machine may take: only failing tests wait that long
 PROMPT = "The with statement"
 
 try:
@@ -74,7 +74,7 @@ class Running:
         return None
 
     def kill(self, name: str) -> None:
-        """As by the out-of-memory killer. It is there again when this returns."""
+        """As the out-of-memory killer would. Returns when the program has been restarted."""
         before = self.pid(name)
         assert before is not None
         os.kill(before, signal.SIGKILL)
@@ -95,7 +95,7 @@ class Running:
         return response.status, json.loads(response.read())
 
     def stream(self, prompt: str, max_tokens: int, pieces: list[str]) -> None:
-        """``pieces`` grows while the answer comes; the last one is "[DONE]" if all went well."""
+        """``pieces`` grows while the answer comes; the last piece is "[DONE]" if all went well."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, "stream": True}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
@@ -119,7 +119,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def expected() -> str:
-    """What an engine says to the prompt."""
+    """How an engine continues the prompt."""
     from labsupport.inference import LLMEngine, SamplingParams
     from labsupport.lm import load_lm
 
@@ -131,7 +131,7 @@ def expected() -> str:
 @needs_programs
 @pytest.mark.slow
 class TestTheWholeStack:
-    """In this order: the last one stops it."""
+    """In this order: the last test stops the stack."""
 
     def test_it_answers_through_the_balancer(self, running: Running, expected: str) -> None:
         status, answer = running.complete(PROMPT, 40)

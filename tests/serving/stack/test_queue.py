@@ -1,8 +1,7 @@
-"""The queue in Redis, its API side and its workers: nothing that was accepted is lost or answered twice.
+"""The queue in Redis, its API side and its workers: no accepted request is lost or answered twice.
 
-A worker is killed here by cancelling its task: it gives nothing back, as a process that is killed. Its engine is a
-stand-in whose tokens are known and come when the test says so. Redis is a real one, on a free port and in a folder of
-the test.
+A worker is killed here by cancelling its task: like a killed process, it gives nothing back. Its engine is a stand-in
+whose tokens are known and come when the test says so. Redis is real, on a free port and in the test's own folder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SERVER = shutil.which("redis-server")
 needs_redis = pytest.mark.skipif(SERVER is None, reason="redis-server is not installed (Debian: redis-server)")
 
 LEASE = 1.0  # seconds; renewed four times as often
-PATIENCE = 120.0  # seconds that a slow machine may take: only failing tests wait for so long
+PATIENCE = 120.0  # seconds that a slow machine may take: only failing tests wait that long
 
 
 # A Redis, engines and their clients ----------------------------------------------------------------------------------
@@ -77,12 +76,12 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
 
 
 def continuation(prompt: list[int], count: int) -> list[int]:
-    """What every engine here says."""
+    """What every engine here generates."""
     return [97 + (sum(prompt) + 7 * number) % 26 for number in range(count)]
 
 
 class Engine:
-    """A `Backend` that gives a token whenever ``permits`` has one; ``at_token`` is called before each."""
+    """A `Backend` that generates a token for each of ``permits``; ``at_token`` is called before each."""
 
     model_name, max_model_len, tokenizer, max_in_flight = "letters", 1000, ByteTokenizer(), None
 
@@ -191,7 +190,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 async def ask(api: RedisBackend, prompt: str, count: int = 6, **options: Any) -> RequestOutput:
-    """The last output. Each one before it is its beginning: nothing is doubled, left out or taken back."""
+    """The last output. Every earlier one is a prefix of it: nothing is doubled, left out or taken back."""
     seen: list[RequestOutput] = []
     params = SamplingParams(max_tokens=count, **options)
     async with aclosing(api.stream("request", prompt, params)) as outputs:  # type: ignore[type-var]
@@ -382,7 +381,7 @@ async def test_a_request_that_kills_its_worker_is_parked_after_three_tries_and_t
     dying: list[asyncio.Future[None]] = []
 
     def serve() -> None:
-        """A worker in a process that a supervisor starts again."""
+        """A worker in a process that a supervisor restarts."""
 
         def at_token(prompt: list[int], number: int) -> None:
             if bytes(prompt) == b"poison" and number == 2:
@@ -432,11 +431,22 @@ async def test_a_request_that_breaks_the_engines_step_is_parked_after_three_trie
 async def test_a_worker_that_is_stopped_finishes_or_gives_back(world: World) -> None:
     api, first = await world.api(), Engine(permits=2)
     worker = world.worker(first, "first", drain_seconds=1.0)
+    take, taking = worker.queue.take, 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal taking
+        taking += 1
+        found = await take(*arguments)
+        taking -= 1
+        return found
+
+    worker.queue.take = counted  # type: ignore[method-assign]
     asked = [asyncio.ensure_future(ask(api, f"{number}", 4)) for number in range(2)]
     await until(lambda: first.permits.locked() and first.open == 2)
     task = world.tasks.pop(worker)
     worker.stop()
     second = Engine()
+    await until(lambda: not taking)  # what it asked for before it was stopped, it may still get
     late = asyncio.ensure_future(ask(api, "late"))
     await until(lambda: _length_is(world, 3))
     await asyncio.wait([task])  # when its time to drain is over

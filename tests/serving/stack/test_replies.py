@@ -1,4 +1,4 @@
-"""A reply comes twice, again from another worker, late or not at all: the request is the same or it fails."""
+"""Replies that come twice, again from another worker, late, or not at all: the answer is right, or the request fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def job_of(tries: int = 1) -> Job:
 
 
 def outputs_of(tokens: list[int]) -> list[RequestOutput]:
-    """One a token. The text lags behind, as of a tokenizer that holds back what may still change."""
+    """One per token. The text lags behind, as with a tokenizer that holds back what may still change."""
     found = []
     for number in range(1, len(tokens) + 1):
         last = number == len(tokens)
@@ -37,7 +37,7 @@ def outputs_of(tokens: list[int]) -> list[RequestOutput]:
 
 
 def replies_of(outputs: list[RequestOutput], cuts: list[int], tries: int) -> list[dict[str, Any]]:
-    """As a worker sends them: some outputs are skipped, being overtaken by the next."""
+    """As a worker sends them: outputs that the next one overtakes are skipped."""
     sent, found = None, []
     for number, output in enumerate(outputs):
         if output.finished or number in cuts:
