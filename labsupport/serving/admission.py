@@ -1,7 +1,7 @@
-"""Who is in: the requests that the engine's thread has accepted and not finished, and how many there may be.
+"""Admission: which requests are accepted and not finished, and how many there may be.
 
-Event loops put requests in and take them out; the engine's thread looks when a step is over. One condition guards it
-all. It is never held while the engine computes, so nobody waits for a step.
+Event loops put requests in and take them out; the engine's thread looks after each step. One condition variable guards
+all of it, and is never held while the engine computes, so nobody waits for a step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NOT_RUNNING, SHUTTING_DOWN = "the engine is not running", "the server is shuttin
 class Admission:
     """Args:
     max_num_seqs: requests that the engine runs at a time.
-    max_in_flight: requests that are in at a time, running and waiting; None: no limit.
+    max_in_flight: how many requests may be running or waiting at a time; None: no limit.
 
     Attributes:
         refusal: why no requests are accepted; None: they are.
         streams: accepted and not finished, by request id.
-        arrived, left: of which the engine has yet to hear.
+        arrived, left: requests that the engine has yet to hear about.
     """
 
     def __init__(self, max_num_seqs: int, max_in_flight: int | None) -> None:
@@ -59,7 +59,7 @@ class Admission:
             self.changed.notify_all()
 
     def leave(self, stream: Mailbox) -> None:
-        """Its reader has gone, whether it is finished or not."""
+        """The reader of this request has gone; nothing happens if it is finished."""
         if stream.done:
             return
         with self.changed:
@@ -68,20 +68,20 @@ class Admission:
                 self.changed.notify_all()
 
     def news(self) -> tuple[list[Mailbox], list[Mailbox]]:
-        """Who arrived and who left since the last call."""
+        """The requests that arrived and those that left since the last call."""
         with self.changed:
             arrived, self.arrived = self.arrived, []
             left, self.left = self.left, []
         return arrived, left
 
     def forget(self, stream: Mailbox) -> None:
-        """It left, and the engine has aborted it."""
+        """The request left, and the engine has aborted it."""
         with self.changed:
             del self.streams[stream.request_id]
             self.changed.notify_all()
 
     def finish(self, last: Sequence[Delivery]) -> None:
-        """Of finished requests, the last result, which goes to their readers next."""
+        """Remove finished requests, given with their last results."""
         if not last:
             return
         with self.changed:
@@ -92,7 +92,7 @@ class Admission:
             self.changed.notify_all()
 
     def close(self, why: str) -> list[Mailbox]:
-        """Accept no more requests. Returns those that are in."""
+        """Accept no more requests. Returns the unfinished ones."""
         with self.changed:
             self.refusal = why
             return list(self.streams.values())

@@ -162,7 +162,7 @@ class EngineThread:
             logger.exception("the engine's thread ended")
         finally:
             self._busy_since = None
-            left = self.admission.close(NOT_RUNNING)  # from here on nobody can come who would wait for ever
+            left = self.admission.close(NOT_RUNNING)  # from here on no request can come in and wait forever
             self._deliver([(stream, self._aborted(stream)) for stream in left])
 
     def _wait_for_work(self) -> bool:
@@ -176,7 +176,7 @@ class EngineThread:
         return bool(self.admission.arrived or self.admission.left or self._stopping or own)
 
     def _admit(self) -> list[Delivery]:
-        """Tell the engine who came and who left."""
+        """Tell the engine which requests arrived and which left."""
         arrived, left = self.admission.news()
         deliveries: list[Delivery] = []
         for stream in arrived:
@@ -210,7 +210,7 @@ class EngineThread:
         return [(stream, output) for output in outputs if (stream := streams.get(output.request_id)) is not None]
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
-        """Finished requests are out before their readers hear of it: whoever reads the last output finds room."""
+        """Finished requests are removed before their readers are told: after its last output, a client finds room."""
         self.admission.finish([delivery for delivery in deliveries if is_last(delivery)])
         for stream in deliver(deliveries):
             self.admission.leave(stream)

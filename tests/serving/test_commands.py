@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from labsupport.cli import app
 from labsupport.inference import LLMEngine
 from labsupport.serving import create_app
-from labsupport.serving.keys import read_keys
 from labsupport.serving.options import Quantization, load
 
 runner = CliRunner()
@@ -127,9 +126,3 @@ def test_loadtest_command(engine: LLMEngine, serve: Any, tmp_path: Path) -> None
     assert (out / "latency.png").is_file() and (out / "loadtest.json").is_file()
     for arguments in ([], ["--trace", str(trace), "--rate", "1"], ["--rate", "1", "--output-tokens", "x"]):
         assert runner.invoke(app, ["loadtest", "http://127.0.0.1:9", *arguments]).exit_code == 2
-
-
-def test_keys_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("\n a \n# c\nb\n")
-    assert read_keys(path) == ["a", "b"] and read_keys(None) == []

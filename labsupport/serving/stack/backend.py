@@ -26,9 +26,9 @@ from labsupport.serving.stack.replies import ReplyStream
 
 logger = logging.getLogger("labsupport.serving")
 
-_REPLIES_KEPT = 600.0  # for so many seconds Redis may be gone, or this process stopped, without losing a reply
+_REPLIES_KEPT = 600.0  # seconds that Redis may be gone, or this process stopped, without losing a reply
 _BEAT_SECONDS = 1.0
-_SILENT_SECONDS = 5.0  # after so many seconds without an answer from Redis it is not ready
+_SILENT_SECONDS = 5.0  # without an answer from Redis, after which it is not ready
 
 
 class RedisBackend:
@@ -94,17 +94,17 @@ class RedisBackend:
 
     def stats(self) -> EngineStats:
         """Of all workers together, as of a second ago. Each worker also serves its own `/metrics`."""
-        told = [EngineStats(**facts["stats"]) for facts in self._workers.values()]
+        each_worker = [EngineStats(**facts["stats"]) for facts in self._workers.values()]
         sums = {
-            each.name: sum(getattr(stats, each.name) for stats in told)
+            each.name: sum(getattr(stats, each.name) for stats in each_worker)
             for each in fields(EngineStats)
             if each.name != "finished"
         }
         finished: dict[str, int] = {}
-        for stats in told:
+        for stats in each_worker:
             for reason, count in stats.finished.items():
                 finished[reason] = finished.get(reason, 0) + count
-        sums["kv_cache_usage_perc"] /= max(1, len(told))
+        sums["kv_cache_usage_perc"] /= max(1, len(each_worker))
         sums["num_requests_waiting"] = max(0, self._length - sums["num_requests_running"])
         return EngineStats(**sums, finished=finished)
 

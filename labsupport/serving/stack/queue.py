@@ -170,8 +170,8 @@ class RequestQueue:
     async def workers(self) -> dict[str, dict[str, Any]]:
         """What the living workers have announced."""
         names = sorted(await self.redis.smembers(f"{self.prefix}:workers"))
-        told = await self.redis.mget([f"{self.prefix}:worker:{name}" for name in names]) if names else []
-        return {name: json.loads(text) for name, text in zip(names, told, strict=True) if text is not None}
+        announced = await self.redis.mget([f"{self.prefix}:worker:{name}" for name in names]) if names else []
+        return {name: json.loads(text) for name, text in zip(names, announced, strict=True) if text is not None}
 
     def _job_key(self, job_id: str) -> str:
         return f"{self.prefix}:job:{job_id}"

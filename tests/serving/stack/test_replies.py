@@ -1,4 +1,4 @@
-"""Replies that come twice, again from another worker, late, or not at all: the answer is right, or the request fails."""
+"""Replies that come twice, again from another worker, late, or never: the answer is right, or the request fails."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_replies_of_several_tries_give_each_token_once(data: st.DataObject) -> N
             part = part[: data.draw(st.integers(0, len(part) - 1))]  # its worker was killed
         for reply in part:
             replies += [reply] * data.draw(st.integers(1, 2))  # sent again after a lost connection
-    stale = data.draw(st.lists(st.sampled_from(replies), max_size=3))  # of one who stood still
+    stale = data.draw(st.lists(st.sampled_from(replies), max_size=3))  # from a worker that was stopped
     replies += stale
     seen = LOOP.run_until_complete(read_all(ReplyStream(job_of()), replies, data.draw(st.integers(1, 4))))
     assert seen[-1].token_ids == tokens and seen[-1].text == "".join(map(chr, tokens))
