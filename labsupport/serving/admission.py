@@ -19,9 +19,11 @@ NOT_RUNNING, SHUTTING_DOWN = "the engine is not running", "the server is shuttin
 
 
 class Admission:
-    """Args:
-    max_num_seqs: requests that the engine runs at a time.
-    max_in_flight: how many requests may be running or waiting at a time; None: no limit.
+    """The unfinished requests of an engine's thread. Closed until its owner sets ``refusal`` to None.
+
+    Args:
+        max_num_seqs: requests that the engine runs at a time.
+        max_in_flight: how many requests may be running or waiting at a time; None: no limit.
 
     Attributes:
         refusal: why no requests are accepted; None: they are.
@@ -98,6 +100,7 @@ class Admission:
             return list(self.streams.values())
 
     def known_to_engine(self) -> list[Mailbox]:
+        """Without those that have only just arrived."""
         with self.changed:
             return [stream for stream in self.streams.values() if stream not in self.arrived]
 

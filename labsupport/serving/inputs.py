@@ -35,7 +35,8 @@ class Inputs:
 
 
 async def completion_inputs(body: CompletionRequest, backend: Backend) -> Inputs:
-    """
+    """One or several prompts, as text or as token ids.
+
     Raises:
         ApiError: fields contradict each other, there are too many choices, or a prompt and its output are too long.
     """

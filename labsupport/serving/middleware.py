@@ -28,7 +28,8 @@ CLIENT_GONE = 499  # nginx's status for it; appears only in logs
 
 
 class ServingMiddleware:
-    """
+    """Wraps the app.
+
     Args:
         before: awaited before each request, in case the server has not run the app's lifespan.
         after: called when a request is over, with its context, method, route, status, and seconds.

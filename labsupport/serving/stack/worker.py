@@ -26,12 +26,17 @@ logger = logging.getLogger("labsupport.serving")
 
 
 class Worker:
-    """Args:
-    queue, backend: where requests come from, and what runs them. `run` starts the backend, and shuts it down.
-    name: no other living worker has it.
-    capacity: how many requests it holds at a time; as many as the engine runs.
-    lease_seconds: how long the requests of a killed worker wait. Must be longer than a worker may pause: a lease that
-        expires while its worker lives costs the work twice.
+    """One worker process's loop around its engine.
+
+    Args:
+        queue, backend: where requests come from, and what runs them. `run` starts the backend, and shuts it down.
+        name: no other living worker has it.
+        capacity: how many requests it holds at a time; as many as the engine runs.
+        lease_seconds: how long the requests of a killed worker wait. Must be longer than a worker may pause: if a lease
+            expires while its worker lives, the work is done twice.
+
+    Raises:
+        ValueError: ``capacity`` or ``lease_seconds`` is not positive.
     """
 
     def __init__(
