@@ -1,14 +1,14 @@
-"""What the server costs and withstands: ``python benchmarks/serving.py``; what it takes: ``--help``.
+"""What the server costs and withstands: ``python benchmarks/serving.py``; for options see ``--help``.
 
-The server is a process of its own (`labsupport serve`), the clients are this one: two cores, one thread of torch each.
+The server is a separate process (`labsupport serve`); this process is the clients. Two cores, one torch thread each.
 
-1. Overhead: the same requests through the bare engine and through HTTP, plain and streamed, by turns. Beside tokens a
-   second, the processor time of the server's process a token: on a busy machine it is the steadier of the two; and
-   that of the event loop's thread alone, which is what HTTP costs.
-2. `/health` every 20 ms from a third process while twice as many requests come as can run: percentiles from when each
+1. Overhead: the same requests through the bare engine and through HTTP, plain and streamed, in turns. Besides tokens
+   per second, the CPU time of the server's process per token, which is the steadier figure on a busy machine; and that
+   of the event loop's thread alone, which is what HTTP costs.
+2. `/health` every 20 ms from a third process, with twice as many requests as can run: percentiles from when each probe
    was due.
-3. Soak: Poisson arrivals at 80 % of the capacity of part 1, one client in five leaves at a random moment. Answers by
-   status, blocks still in use at the end, and the server's memory over time.
+3. Soak: Poisson arrivals at 80 % of the capacity found in part 1; one client in five leaves at a random moment. Answers
+   by status, blocks still in use at the end, and the server's memory over time.
 """
 
 from __future__ import annotations
@@ -44,11 +44,13 @@ PROMPT, OUTPUT = "uniform:32:128", "uniform:16:64"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
-    parser.add_argument("--quick", action="store_true", help="fewer requests, a soak of half a minute")
-    parser.add_argument("--only", action="append", choices=["overhead", "health", "soak"], help="may be repeated")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the soak")
+    parser.add_argument("--quick", action="store_true", help="fewer requests, and a soak of half a minute")
+    parser.add_argument(
+        "--only", action="append", choices=["overhead", "health", "soak"], help="part to run; repeatable"
+    )
     parser.add_argument("--model", default="tiny", help="tiny (default) or smollm2-135m")
-    parser.add_argument("--rate", type=float, help="of the soak, requests a second; else 80 %% of what was measured")
+    parser.add_argument("--rate", type=float, help="of the soak, requests per second; default: 80 %% of capacity")
     parser.add_argument("--probe", nargs=2, metavar=("URL", "SECONDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe:
@@ -94,7 +96,7 @@ def server(model: str) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def overhead(url: str, process: psutil.Process, model: str, count: int, turns: int) -> float:
-    """Prints the comparison; requests a second that the server can stream."""
+    """Print the comparison. Returns how many requests per second the server can stream."""
     plan = plan_requests(count, None, PROMPT, OUTPUT, seed=1)
     engine = LLMEngine(load_lm(model, verbose=False), max_num_seqs=RUNNING)
     tokens = sum(each.max_tokens for each in plan)
@@ -119,7 +121,7 @@ def overhead(url: str, process: psutil.Process, model: str, count: int, turns: i
     for name, (speed, cpu, loop) in best.items():
         slower, dearer = 1 - speed / best["bare engine"][0], cpu / best["bare engine"][1] - 1
         print(
-            f"   {name:14} {speed:8,.0f} tokens/s ({-slower:+.1%})   {cpu:7.0f} us of processor a token ({dearer:+.1%})"
+            f"   {name:14} {speed:8,.0f} tokens/s ({-slower:+.1%})   {cpu:7.0f} us of CPU per token ({dearer:+.1%})"
             f"   {loop:5.0f} of them in the event loop"
         )
     return best["API, streamed"][0] / tokens * count
@@ -180,7 +182,7 @@ def health(url: str, count: int) -> None:
 
 
 def probe(url: str, seconds: float) -> list[float]:
-    """Latencies of `/health`, asked every 20 ms, from when each was due."""
+    """Latencies of `/health`, every 20 ms, each counted from when it was due."""
     waits = []
     with httpx.Client(base_url=url, timeout=60) as client:
         client.get("/health")
@@ -232,7 +234,7 @@ async def soak(url: str, process: psutil.Process, rate: float, seconds: float) -
 
 
 async def visit(client: httpx.AsyncClient, each: Planned, leaves: int | None, outcomes: Counter[str]) -> None:
-    """One client; ``leaves``: after so many events it closes the connection."""
+    """One client, which closes the connection after ``leaves`` events; None: it stays."""
     body = {"prompt": each.prompt, "max_tokens": each.max_tokens, "ignore_eos": True, "stream": True}
     try:
         async with client.stream("POST", "/v1/completions", json=body) as answer:

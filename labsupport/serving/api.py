@@ -4,8 +4,12 @@
     uvicorn.run(app, port=8000)
 
 Endpoints: `/v1/completions`, `/v1/chat/completions`, `/v1/models`; `/health` (restart me?), `/ready` (send me
-requests?), `/metrics` (Prometheus). One process has one engine, and one engine serves all requests: more of them are
-more replicas behind a balancer, not more workers of this process (erratum E79).
+requests?), `/metrics` (Prometheus). A process has one engine, which serves all its requests. To scale out, run more
+such processes behind a load balancer; uvicorn's own workers would each load the model, unknown to one another.
+
+A request passes each file once: middleware.py (key, size) -> protocol.py (schema) -> inputs.py (token ids, sampling
+parameters) -> generation.py (all choices) -> respond.py, which renders the answer (completions.py or chat.py) whole or
+as events (sse.py).
 """
 
 from __future__ import annotations
@@ -24,11 +28,14 @@ from starlette.responses import Response
 from labsupport import __version__
 from labsupport.serving import errors
 from labsupport.serving.backend import Backend
-from labsupport.serving.chat import ChatTemplate, chat, chat_template
-from labsupport.serving.completions import complete
+from labsupport.serving.chat import ChatAnswer
+from labsupport.serving.chat_template import ChatTemplate, chat_template
+from labsupport.serving.completions import CompletionAnswer
 from labsupport.serving.context import Context
 from labsupport.serving.engine_thread import as_backend
 from labsupport.serving.errors import RESPONSES, ApiError
+from labsupport.serving.generation import Generation
+from labsupport.serving.inputs import chat_inputs, completion_inputs
 from labsupport.serving.metrics import Metrics
 from labsupport.serving.middleware import ServingMiddleware
 from labsupport.serving.monitor import PerformanceMonitor
@@ -41,10 +48,11 @@ from labsupport.serving.protocol import (
     ModelList,
     Status,
 )
+from labsupport.serving.respond import respond_streaming, respond_whole
 
 logger = logging.getLogger("labsupport.serving")
 
-_QUIET = ("/health", "/ready", "/metrics")  # asked every few seconds: logged only when they fail
+_QUIET = ("/health", "/ready", "/metrics")  # polled every few seconds: logged only when they fail
 _EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer"}
 
 
@@ -62,14 +70,14 @@ def create_app(
 
     Args:
         engine: an `LLMEngine`, or any `labsupport.serving.backend.Backend`.
-        max_waiting: requests that may wait beside those that run; one more is answered 429. None: 64.
-        api_keys: who may use `/v1/`; none: everybody.
+        max_waiting: requests that may wait in addition to those that run; the next one is answered 429. None: 64.
+        api_keys: keys that give access to `/v1/`; none: everybody has access.
         max_body_bytes: larger requests are answered 413.
-        drain_seconds: what runs may finish for so long when the server stops, then it is cancelled.
-        template: makes a prompt of a chat; None: by the tokenizer (chat.py).
+        drain_seconds: how long running requests may take to finish when the server stops; then they are cancelled.
+        template: turns a chat into a prompt; None: chosen by the tokenizer (chat_template.py).
 
     Raises:
-        ValueError: ``engine`` is neither, a limit is out of range, a key is empty.
+        ValueError: ``engine`` is neither, a limit is out of range, or a key is empty.
     """
     backend = as_backend(engine, max_waiting)
     for name, value in (("max_body_bytes", max_body_bytes), ("drain_seconds", drain_seconds)):
@@ -104,17 +112,25 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a prompt, or several; as server-sent events if ``stream``."""
         _check_model(body.model, backend)
-        return await complete(backend, body, request, request.state.context)
+        context: Context = request.state.context
+        inputs = await completion_inputs(body, backend)
+        generation = Generation(backend, inputs, context, bool(body.stream))
+        answer = CompletionAnswer(context.engine_id, backend, body, inputs)
+        return await (respond_streaming if body.stream else respond_whole)(request, generation, answer)
 
     @app.post("/v1/chat/completions", responses={200: _EVENTS | {"model": ChatResponse}, **RESPONSES})
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; as server-sent events if ``stream``."""
         _check_model(body.model, backend)
-        return await chat(backend, app.state.template, body, request, request.state.context)
+        context: Context = request.state.context
+        inputs = chat_inputs(body, backend, app.state.template)
+        generation = Generation(backend, inputs, context, bool(body.stream))
+        answer = ChatAnswer(context.engine_id, backend, body, inputs)
+        return await (respond_streaming if body.stream else respond_whole)(request, generation, answer)
 
     @app.get("/v1/models", response_model=ModelList, responses=refused)
     async def models() -> ModelList:
-        """The one model that is served."""
+        """The only model served."""
         return ModelList(data=[model])
 
     @app.get("/v1/models/{name:path}", response_model=Model, responses={**refused, 404: RESPONSES[404]})
@@ -124,17 +140,17 @@ def _add_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/health", response_model=Status, responses={**refused, 503: {"model": Status}})
     async def health() -> JSONResponse:
-        """Liveness: whether the engine's thread lives and gets on. 503: restart this process."""
+        """Liveness: whether the engine's thread is running and making progress. 503: restart this process."""
         return _status(backend, backend.alive(), "alive", "the engine is dead or hangs")
 
     @app.get("/ready", response_model=Status, responses={**refused, 503: {"model": Status}})
     async def ready() -> JSONResponse:
-        """Readiness: whether new requests are taken. 503: send them elsewhere."""
+        """Readiness: whether new requests are accepted. 503: send them elsewhere."""
         return _status(backend, backend.ready(), "ready", "no requests are taken")
 
     @app.get("/metrics", response_class=Response, responses={**refused, 200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Prometheus."""
+        """For Prometheus to scrape."""
         text, content_type = app.state.metrics.exposition()
         return Response(text, headers={"content-type": content_type})
 
@@ -145,7 +161,7 @@ class _Life:
     def __init__(self, backend: Backend, drain_seconds: float) -> None:
         self.backend, self.drain_seconds = backend, drain_seconds
         self._running = False
-        self._ended = False  # then a late request does not start it again
+        self._ended = False  # a late request must not start it again
         self._changing = asyncio.Lock()
 
     async def begin(self) -> None:
@@ -157,7 +173,7 @@ class _Life:
                 self._running = True
 
     async def end(self) -> None:
-        """Let what runs finish or cancel it. Called twice, the second waits for the first."""
+        """Let running requests finish, then cancel them. A second call waits for the first."""
         self._ended = True
         async with self._changing:
             if self._running:

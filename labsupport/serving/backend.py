@@ -23,24 +23,27 @@ class Backend(Protocol):
 
     Attributes:
         model_name: what clients call the model.
-        max_model_len: tokens of a prompt and its output together.
+        max_model_len: the most tokens a prompt and its output may have together.
         tokenizer: the model's. The API encodes with it, so that prompts arrive as token ids.
-        max_in_flight: requests accepted at a time, running and waiting; None: as many as come.
     """
 
     model_name: str
     max_model_len: int
     tokenizer: Tokenizer
-    max_in_flight: int | None
+
+    @property
+    def max_in_flight(self) -> int | None:
+        """How many requests may be running or waiting at a time; None: no limit."""
+        ...
 
     async def start(self) -> None:
-        """Ready to take requests when it returns. Each `start` is matched by one `shutdown`."""
+        """Ready to accept requests when it returns. Each `start` is matched by one `shutdown`."""
         ...
 
     def stream(
         self, request_id: str, prompt: str | list[int], params: SamplingParams, intermediate: bool = True
     ) -> AsyncIterator[RequestOutput]:
-        """The request as it stands, again and again; the last output has ``finished=True``, and only that.
+        """Yield the request's output as it grows; only the last one has ``finished=True``.
 
         Outputs are cumulative, so a slow reader may be given fewer of them. The first one may come as soon as the
         request is accepted, with no token yet. ``intermediate=False``: only the last is wanted. Closing or cancelling
@@ -49,28 +52,28 @@ class Backend(Protocol):
         Raises (when iterated):
             ValueError: the prompt is empty, too long or holds an unknown token.
             Overloaded: the queue is full.
-            Unavailable: it is shutting down, or what generates is dead.
+            Unavailable: it is shutting down, or the engine is dead.
             GenerationFailed: the request was accepted, and something broke.
         """
         ...
 
     def alive(self) -> bool:
-        """Whether what generates lives, and gets on while there is work. False: restart the process."""
+        """Whether the engine is running, and makes progress while there is work. False: restart the process."""
         ...
 
     def ready(self) -> bool:
-        """Whether new requests are taken. False: send them elsewhere."""
+        """Whether new requests are accepted. False: send them elsewhere."""
         ...
 
     def stats(self) -> EngineStats: ...
 
     async def shutdown(self, drain_seconds: float) -> None:
-        """Take no more requests, let those that run finish for so long, then abort what is left."""
+        """Accept no more requests, give those that run ``drain_seconds`` to finish, then abort what is left."""
         ...
 
 
 class Overloaded(Exception):
-    """The queue is full. ``retry_after``: seconds after which a place is likely to be free."""
+    """The queue is full. ``retry_after``: seconds until there is likely to be room."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -78,7 +81,7 @@ class Overloaded(Exception):
 
 
 class Unavailable(Exception):
-    """No requests are taken: shutting down, not started, or dead."""
+    """No requests are accepted: shutting down, not started, or dead."""
 
 
 class GenerationFailed(Exception):

@@ -1,18 +1,28 @@
-"""The commands `labsupport serve` and `loadtest` (the others: stack_commands.py). Imports happen when they run."""
+"""The commands `labsupport serve` and `loadtest`. What they need is imported when they run."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from labsupport.serving.options import Quantization, load, read_keys
+from labsupport.serving.keys import read_keys
+from labsupport.serving.options import (
+    ApiKeyFile,
+    DrainSeconds,
+    Host,
+    MaxModelLen,
+    MaxNumSeqs,
+    Model,
+    NumBlocks,
+    Port,
+    Quantization,
+    Threads,
+    load,
+)
 from labsupport.serving.stack import commands as stack_commands
-
-if TYPE_CHECKING:
-    pass
 
 
 class Engine(StrEnum):
@@ -28,27 +38,27 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="tiny, smollm2-135m, or a folder with a Hugging Face Llama.")] = "tiny",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    model: Model = "tiny",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Compress the weights first, with the course's calibration text.")
+        Quantization | None, typer.Option(help="Compress the weights first, calibrated on the course's text.")
     ] = None,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits a weight, for rtn, gptq and awq.")] = 4,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits per weight, for rtn, gptq and awq.")] = 4,
     group_size: Annotated[int, typer.Option(min=1, help="Weights that share a scale.")] = 64,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that run at a time.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more is answered 429.")] = 64,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
-    block_size: Annotated[int, typer.Option(min=1, help="Tokens in a block of the KV cache.")] = 16,
-    num_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; else by free memory.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="One API key a line; else everybody may come.")] = None,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="What runs may finish for so long on SIGTERM.")] = 30.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; else torch decides.")] = None,
-    engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and takes a model of its own.")] = (
+    max_num_seqs: MaxNumSeqs = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; the next one is answered 429.")] = 64,
+    max_model_len: MaxModelLen = None,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens per block of the KV cache.")] = 16,
+    num_blocks: NumBlocks = None,
+    api_key_file: ApiKeyFile = None,
+    drain_seconds: DrainSeconds = 30.0,
+    threads: Threads = None,
+    engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and any model it supports.")] = (
         Engine.labsupport
     ),
 ) -> None:
-    """Serve a model with OpenAI's API. Ends on SIGTERM or Ctrl-C, once what runs is finished."""
+    """Serve a model with OpenAI's API. SIGTERM or Ctrl-C stops it once running requests are finished."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
@@ -64,7 +74,7 @@ def serve(
             from labsupport.serving.vllm_backend import VLLMBackend
 
             if quantization is not None:
-                raise ValueError("--quantization is of the course's engine: name a model that is compressed already")
+                raise ValueError("--quantization is for the course's engine: name a model that is already compressed")
             backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len)
         else:
             import torch
@@ -89,31 +99,32 @@ def serve(
 
 
 def loadtest(
-    url: Annotated[str, typer.Argument(help="Of the server, such as http://127.0.0.1:8000")],
+    url: Annotated[str, typer.Argument(help="The server's address, such as http://127.0.0.1:8000")],
     rate: Annotated[
-        float | None, typer.Option(min=0, help="Open loop: requests a second, at random (Poisson) times.")
+        float | None, typer.Option(min=0, help="Open loop: requests per second, at random (Poisson) times.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Closed loop: so many clients, each sends when it has its answer.")
+        int | None,
+        typer.Option(min=1, help="Closed loop: number of clients; each sends again when it has its answer."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help='Lines of JSON: {"at": seconds, "prompt": "...", "max_tokens": 32}.')
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="How many, without a trace.")] = 100,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests, if there is no trace.")] = 100,
     prompt_chars: Annotated[str, typer.Option(help="Length of prompts: 64, or uniform:16:256, or lognormal:64:0.5")] = (
         "uniform:32:256"
     ),
-    output_tokens: Annotated[str, typer.Option(help="Length of answers, in the same way.")] = "uniform:8:64",
-    ignore_eos: Annotated[bool, typer.Option(help="Answers of exactly that length, where the server knows how.")] = (
+    output_tokens: Annotated[str, typer.Option(help="Length of answers, in the same notation.")] = "uniform:8:64",
+    ignore_eos: Annotated[bool, typer.Option(help="Answers of exactly that length, if the server supports it.")] = (
         False
     ),
-    model: Annotated[str | None, typer.Option(help="Else the first one that the server has.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="Its first line is the API key to send.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds until a request counts as failed.")] = 120.0,
+    model: Annotated[str | None, typer.Option(help="Default: the first one that the server lists.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="The first key in it is sent.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request counts as failed.")] = 120.0,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and latency.png.")] = None,
 ) -> None:
-    """Load a server and say how it did: latencies count from when a request was due, not from when it could be sent."""
+    """Put a server under load and measure it: latency counts from when a request was due, not from when it was sent."""
     import asyncio
 
     from labsupport.console import errors_as_one_line
@@ -125,7 +136,7 @@ def loadtest(
 
         if trace is not None:
             if rate is not None or concurrency is not None:
-                raise ValueError("--trace has its own times: leave --rate and --concurrency out")
+                raise ValueError("--trace has its own times: leave out --rate and --concurrency")
             plan = read_trace(trace)
         else:
             if rate is None and concurrency is None:

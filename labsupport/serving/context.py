@@ -18,6 +18,6 @@ class Context:
     observation: Observation | None = None
     client_gone: bool = False
 
-    def observe(self, prompt_tokens: int, streamed: bool) -> Observation:
-        self.observation = Observation(self.arrival, prompt_tokens=prompt_tokens, streamed=streamed)
+    def observe(self, prompt_tokens: int, streamed: bool, choices: int) -> Observation:
+        self.observation = Observation(self.arrival, prompt_tokens=prompt_tokens, streamed=streamed, choices=choices)
         return self.observation

@@ -1,6 +1,6 @@
 """Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, for every way a request can fail.
 
-A client's mistake is told with its reason, a failure of ours never: what broke is in the log, under the request's id.
+Clients are told what they did wrong. They are never told what broke here: that is in the log, under the request's id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labsupport.serving.protocol import ErrorResponse
 
 logger = logging.getLogger("labsupport.serving")
 
-_MAX_TOLD = 3  # of a body's mistakes: a client could send thousands
+_MAX_TOLD = 3  # mistakes reported per body: a client could make thousands
 _WRONG_KIND = ("string_type", "list_type", "int_type")
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -38,7 +38,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class ApiError(Exception):
-    """An answer of its own: raised anywhere below an endpoint."""
+    """May be raised anywhere below an endpoint, and becomes its answer."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class ApiError(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed the connection: nobody reads the answer."""
+    """The client closed the connection: nobody would read the answer."""
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 def error_of(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for what was raised."""
+    """Status, body and headers for an exception."""
     if isinstance(error, ApiError):
         return error.status, error_body(error.status, error.message, error.param, error.code), {}
     if isinstance(error, Overloaded):
@@ -95,7 +95,7 @@ def install(app: FastAPI) -> None:
 
 
 def explain(errors: Any) -> tuple[str, str | None]:
-    """Pydantic's errors as a sentence, and the field it is about. The input is not repeated: it may be huge."""
+    """Pydantic's errors as a sentence, and the first field concerned. The input is not repeated: it may be huge."""
     if any(each["type"] == "json_invalid" for each in errors):
         reason = next(each for each in errors if each["type"] == "json_invalid").get("ctx", {}).get("error", "")
         return f"The body must be JSON: {reason}", None
@@ -111,7 +111,7 @@ def explain(errors: Any) -> tuple[str, str | None]:
             reason = f"{'.'.join(path[1:])}: {reason}"
         told = by_field.setdefault(field, {})
         told.setdefault(reason, each["type"] in _WRONG_KIND)
-    # of a union (a string or a list ...) the kinds that were not meant say nothing
+    # in a union (a string or a list ...), errors about the kinds that were not meant say nothing
     reasons = {field: [why for why, wrong in told.items() if not wrong] or [*told] for field, told in by_field.items()}
     sentences = [f"{field}: {' / '.join(told[:_MAX_TOLD])}" for field, told in reasons.items()]
     more = f"; and {len(sentences) - _MAX_TOLD} more" if len(sentences) > _MAX_TOLD else ""

@@ -1,4 +1,4 @@
-"""Log-probabilities in the two shapes that OpenAI has given them."""
+"""Log-probabilities in OpenAI's two formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INCOMPLETE = "\ufffd"
 def completion_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[dict[int, float]], offset: int, top: int
 ) -> dict[str, Any]:
-    """Of `/v1/completions`: parallel lists. ``offset``: characters of the text before these tokens."""
+    """Of `/v1/completions`: parallel lists. ``offset``: how many characters of text precede these tokens."""
     decoder = Detokenizer(tokenizer)
     offsets = []
     for token in token_ids:
@@ -36,7 +36,7 @@ def completion_logprobs(
 def chat_logprobs(
     tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[dict[int, float]], top: int
 ) -> dict[str, Any]:
-    """Of `/v1/chat/completions`: one object a token."""
+    """Of `/v1/chat/completions`: one object per token."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
         return {"token": token_text(tokenizer, token), "logprob": value, "bytes": token_bytes(tokenizer, token)}
@@ -49,7 +49,7 @@ def chat_logprobs(
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A name for the token: its text; its bytes or number if it is no whole character or not text at all."""
+    """A name for the token: its text; or its byte or id, if it is not a whole character or not text at all."""
     text = tokenizer.decode([token])
     if text and _INCOMPLETE not in text:
         return text
@@ -66,7 +66,7 @@ def token_bytes(tokenizer: Tokenizer, token: int) -> list[int] | None:
 
 
 def _most_likely(values: dict[int, float], taken: int, top: int) -> list[tuple[int, float]]:
-    """The ``top`` most likely, and the one that was taken: so OpenAI counts."""
+    """As OpenAI does: the ``top`` most likely, and the one that was taken if it is not among them."""
     ordered = sorted(values.items(), key=lambda item: -item[1])
     kept = ordered[:top]
     return kept if any(token == taken for token, _ in kept) else [*kept, (taken, values[taken])]

@@ -1,7 +1,7 @@
-"""Logs for machines: one JSON object a line, with the id of the request that it belongs to.
+"""Logs for machines: one JSON object per line, with the id of the request that it belongs to.
 
-A newline or quote in what a client sent is escaped by JSON, so nobody can write a line of their own into the log.
-Prompts, answers and keys are never logged.
+JSON escapes newlines and quotes in what a client sent, so nobody can forge a line of the log. Prompts, answers and keys
+are never logged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logs(stream: IO[str] | None = None, level: int = logging.INFO) -> None:
-    """Send the server's logs, uvicorn's too, to ``stream`` (standard error) as JSON. For programs, not for imports."""
+    """Send the server's and uvicorn's logs to ``stream`` (None: standard error) as JSON. Libraries must not call it."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in ("labsupport.serving", "uvicorn"):

@@ -1,8 +1,8 @@
 """`/metrics` for Prometheus: vLLM's names and meanings, under ``labsupport:``.
 
-vLLM calls its metrics ``vllm:num_requests_running{model_name="..."}`` and so on. These are called the same with
-``labsupport:`` in front, so that a dashboard made for the one serves the other after a search and replace. Gauges and
-the engine's counters are read from the engine when somebody scrapes; the histograms are filled as requests go on.
+vLLM's metrics are called ``vllm:num_requests_running{model_name="..."}`` and so on. These have the same names with the
+prefix ``labsupport:``, so a dashboard made for one server works for the other after a search and replace. Gauges and
+the engine's counters are read from the engine at each scrape; the histograms are filled as requests finish.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 class Metrics:
-    """One registry an app: two apps in a process do not share counts, nor do their names collide."""
+    """One registry per app: two apps in a process do not share counts, and their names do not collide."""
 
     def __init__(self, backend: Backend) -> None:
         self.registry = CollectorRegistry()
@@ -62,7 +62,7 @@ class Metrics:
         self._http.labels(_known_method(method), handler, str(status)).inc()
 
     def observe(self, seen: Observation, seconds: float, client_gone: bool) -> None:
-        """A request of `/v1/` that reached the engine is over, after so many seconds."""
+        """A request of `/v1/` that reached the engine is over, ``seconds`` after it arrived."""
         if client_gone:
             self._success.labels(self._model, "abort").inc(seen.choices - len(seen.finished))
         if seen.time_to_first_token is not None:
@@ -88,7 +88,7 @@ class Metrics:
             self._observe("e2e_request_latency_seconds", seconds)
 
     def exposition(self) -> tuple[bytes, str]:
-        """The text, and its content type. Never OpenMetrics, in which the library makes ``labsupport_`` of the prefix:
+        """The text, and its content type. Never OpenMetrics: there the library writes the prefix as ``labsupport_``, so
         names would depend on who asks."""
         encoder, content_type = choose_encoder("")
         return encoder(self.registry), content_type
@@ -98,7 +98,7 @@ class Metrics:
 
 
 class _EngineCollector:
-    """Reads `Backend.stats` whenever somebody looks: nothing is counted twice, nothing gets old."""
+    """Reads `Backend.stats` at each scrape: nothing is counted twice, nothing is stale."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend

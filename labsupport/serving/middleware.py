@@ -1,12 +1,10 @@
-"""Around every request: its id, its size, its key, its log line, and no stack trace for anybody.
+"""Around every request: its id, size limit, API key, and log line; and no stack trace ever reaches a client.
 
-Plain ASGI, since Starlette's `BaseHTTPMiddleware` hides a client's disconnect from what is inside.
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides the client's disconnect from what it wraps.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import time
@@ -21,20 +19,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from labsupport.serving import logs
 from labsupport.serving.context import Context
 from labsupport.serving.errors import ClientGone, error_body, error_response
+from labsupport.serving.keys import ApiKeys
 
 logger = logging.getLogger("labsupport.serving")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")  # visible ASCII: it goes into a header and into logs
-CLIENT_GONE = 499  # nginx's number for it; seen in logs only
+CLIENT_GONE = 499  # nginx's status for it; appears only in logs
 
 
 class ServingMiddleware:
-    """
+    """Wraps the app.
+
     Args:
-        before: awaited before the first request, when the server has not run the app's lifespan.
-        after: told of each request when it is over.
-        keys: accepted API keys; none: everybody may come. Only paths under ``/v1/`` ask for one.
-        max_body_bytes: larger bodies are refused, before they are read where the header tells.
+        before: awaited before each request, in case the server has not run the app's lifespan.
+        after: called when a request is over, with its context, method, route, status, and seconds.
+        keys: accepted API keys; none: everybody has access. Only paths under ``/v1/`` need one.
+        max_body_bytes: larger bodies are refused, unread if their Content-Length says so.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ServingMiddleware:
         max_body_bytes: int,
     ) -> None:
         self.app, self.before, self.after, self.max_body_bytes = app, before, after, max_body_bytes
-        self.digests = [_digest(key) for key in keys]
+        self.keys = ApiKeys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,12 +86,12 @@ class ServingMiddleware:
                 await answer(scope, receive, send_with_id)
             status = 500
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")  # the template: paths would be without number
+            route = getattr(scope.get("route"), "path", "unknown")  # the template, as there is no end of paths
             self.after(context, scope["method"], route, status, time.monotonic() - context.arrival)
             logs.request_id.reset(token)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        if self.digests and scope["path"].startswith("/v1/") and not self._allowed(headers.get("authorization", "")):
+        if scope["path"].startswith("/v1/") and not self.keys.allow(headers.get("authorization", "")):
             message = "The API key is missing or wrong: send `Authorization: Bearer KEY`."
             body = error_body(401, message, None, "invalid_api_key")
             return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
@@ -104,15 +104,8 @@ class ServingMiddleware:
         message = f"The body must be at most {self.max_body_bytes:,} bytes"
         return JSONResponse(error_body(413, message, None, "body_too_large"), 413, {"Connection": "close"})
 
-    def _allowed(self, authorization: str) -> bool:
-        """In the same time whatever was sent: digests have one length, and every key is looked at."""
-        scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip())
-        matches = [hmac.compare_digest(given, digest) for digest in self.digests]
-        return any(matches) and scheme.lower() == "bearer"
-
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None if it is too large, however it was sent."""
+        """The body; None if it is too large, whether or not its length was announced."""
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -128,7 +121,7 @@ class ServingMiddleware:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then whatever comes: the disconnect."""
+    """Give the body once more, then whatever follows: the disconnect."""
     told = False
 
     async def again() -> Message:
@@ -139,7 +132,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", errors="surrogateescape")).digest()

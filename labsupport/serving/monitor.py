@@ -1,8 +1,8 @@
-"""`PerformanceMonitor`: how the last minute was, with percentiles of three latencies that are not one another.
+"""`PerformanceMonitor`: how the last minute went, with percentiles of three latencies that must not be confused.
 
-The window is of time, by a clock: "requests a second" counts those of the window and divides by how long the window has
-been open, never by a number that was written down (erratum E83). Counts are kept a second at a time and samples in a
-ring, so memory is bounded however many come: with more samples than the ring holds, percentiles are of the newest.
+The window is measured by a clock: "requests per second" divides the requests in the window by the time that the window
+really covers, never by a constant in the code. Counts are kept per sixtieth of the window and samples in ring buffers,
+so memory is bounded under any load; with more samples than a ring holds, percentiles are those of the newest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Performance:
-    """A summary. None: there is nothing in the window to say it from, or nothing to read it from.
+    """A summary. None: the window holds nothing to compute it from, or there is no such device.
 
     Attributes:
-        seconds: that the window covers; less than its length while the monitor is young.
-        gpus: a dict a GPU, with ``name``, ``utilization`` (0 to 1), ``memory_used`` and ``memory_total`` (bytes).
+        seconds: the time that the window covers; less than its full length while the monitor is young.
+        gpus: one dict per GPU, with ``name``, ``utilization`` (0 to 1), ``memory_used`` and ``memory_total`` (bytes).
     """
 
     seconds: float
@@ -50,12 +50,12 @@ class Performance:
 
 
 class PerformanceMonitor:
-    """`record` what happened, `summary` says how the last ``window_seconds`` were.
+    """`record` each request; `summary` covers the last ``window_seconds``.
 
     Args:
-        clock: seconds that never go back.
-        max_samples: of each latency, kept at most.
-        gpus: reads the GPUs; None where there is none.
+        clock: a monotonic clock, in seconds.
+        max_samples: how many samples of each latency are kept.
+        gpus: reads the GPUs; its result is None where there is none. Default: `read_gpus`.
 
     Raises:
         ValueError: the window or the number of samples is not positive.
@@ -90,7 +90,7 @@ class PerformanceMonitor:
         generation_tokens: int = 0,
         error: bool = False,
     ) -> None:
-        """A request is over. Latencies in seconds; None where it has none."""
+        """A request is over. Latencies are in seconds; None: it has none."""
         now = self.clock()
         counts = self._current(now)
         counts[1] += 1
@@ -108,7 +108,7 @@ class PerformanceMonitor:
         opened = max(self._start, now - self.window_seconds)
         kept = [counts for counts in self._counts if counts[0] >= opened]
         if kept and len(kept) < len(self._counts):
-            opened = max(self._start, kept[0][0])  # a slot that the window cuts is left out, and its time with it
+            opened = max(self._start, kept[0][0])  # a slot that the window cuts is left out, and so is its time
         requests, errors, prompt, generation = (sum(counts[column] for counts in kept) for column in range(1, 5))
         seconds = now - opened
 
@@ -134,7 +134,7 @@ class PerformanceMonitor:
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """By nearest rank: a value that really occurred. None of no values."""
+    """By nearest rank, so each is a value that really occurred. None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -147,7 +147,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def read_gpus() -> list[dict[str, Any]] | None:
-    """From NVIDIA's NVML; None without its Python package, its driver or a GPU: no figure beats a made-up one."""
+    """From NVIDIA's NVML. None without its Python package, its driver, or a GPU: better no figure than a wrong one."""
     try:
         import pynvml
     except ImportError:

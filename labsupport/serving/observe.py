@@ -1,7 +1,7 @@
-"""What one request of a client was like: when its tokens came, counted from when it arrived at the server.
+"""What a client experienced: when the tokens of its request came, counted from its arrival at the server.
 
-Three latencies that must not be mixed (erratum E84): to the first token, between tokens, and to the end. They start at
-arrival, not when the engine takes the request up: the wait in the queue is what an overloaded server does to its users.
+Three latencies that must not be mixed: time to first token, time between tokens, and time to the end. The clock starts
+at arrival, not when the engine takes up the request: users of an overloaded server mostly wait in its queue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from labsupport.inference.request import RequestOutput
 
 @dataclass
 class Observation:
-    """All in seconds by `time.monotonic`. Lists have an entry a choice; gaps only exist where tokens are streamed."""
+    """In seconds of `time.monotonic`.
+
+    Attributes:
+        inter_token: gaps between tokens, of all choices; only if they are streamed.
+        finished: the last output of each choice.
+    """
 
     arrival: float = field(default_factory=time.monotonic)
     time_to_first_token: float | None = None
@@ -28,7 +33,7 @@ class Observation:
     _seen: dict[int, int] = field(default_factory=dict)
 
     def update(self, index: int, output: RequestOutput) -> None:
-        """A choice stands as ``output`` says."""
+        """Choice ``index`` has got as far as ``output``."""
         now, seen = time.monotonic(), self._seen.get(index, 0)
         new = len(output.token_ids) - seen
         if new > 0:
@@ -36,7 +41,7 @@ class Observation:
             if self.time_to_first_token is None or first - self.arrival < self.time_to_first_token:
                 self.time_to_first_token = max(0.0, first - self.arrival)
             if self.streamed:
-                if seen:  # several tokens at once were one wait for the client
+                if seen:  # several tokens at once are one wait for the client
                     self.inter_token.append(now - self._last[index])
                 self._last[index] = now
             self._seen[index] = seen + new

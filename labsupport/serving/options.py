@@ -1,15 +1,30 @@
-"""What several commands of `labsupport serve` and `labsupport stack` share: options, keys, and loading a model."""
+"""Options that several commands of serving share, and what `--model` with `--quantization` loads."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from labsupport.lm import LanguageModel
+
+
+Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, or the folder of a Hugging Face Llama.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Requests that an engine runs at the same time.")]
+MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer together.")]
+NumBlocks = Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; default: by free memory.")]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="A file with one API key per line; without it everybody has access.")
+]
+DrainSeconds = Annotated[
+    float, typer.Option(min=0, help="How long running requests may take to finish when told to stop.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: torch decides.")]
 
 
 class Quantization(StrEnum):
@@ -21,7 +36,7 @@ class Quantization(StrEnum):
 
 
 def load(model: str, quantization: Quantization | None, bits: int, group_size: int) -> LanguageModel:
-    """The model, compressed if wanted. What is loaded is printed."""
+    """The model, compressed if requested. Prints what it loads."""
     from dataclasses import replace
 
     import torch
@@ -37,18 +52,3 @@ def load(model: str, quantization: Quantization | None, bits: int, group_size: i
     small = quantize_model(lm.model, windows, quantization.value, bits, group_size)
     typer.echo(str(small.quantization_report))
     return replace(lm, model=small, precision=f"{quantization.value}, from {lm.precision}")  # type: ignore[arg-type]
-
-
-def read_keys(path: Path | None) -> list[str]:
-    """The keys of a file, a line each; blank lines and lines that begin with # are left out.
-
-    Raises:
-        ValueError: it holds none: a server that then let everybody in would be a surprise.
-    """
-    if path is None:
-        return []
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise ValueError(f"--api-key-file must hold at least one key; {path.name} holds none")
-    return keys

@@ -1,8 +1,8 @@
-"""What clients may send and what they get: OpenAI's completions and chat, as far as this engine serves them.
+"""What clients may send and what they get: OpenAI's completions and chat, as far as this engine supports them.
 
-Types are strict ("5" is no number) and unknown fields are refused, as OpenAI does: a misspelt ``max_token`` should not
-be ignored. Fields that OpenAI knows and this server cannot honour are refused unless they ask for nothing.
-Fields after "beyond OpenAI's" are vLLM's names: the `openai` client sends them by ``extra_body``.
+Types are strict ("5" is not a number) and unknown fields are refused, as OpenAI does: a misspelt ``max_token`` must not
+be ignored. Fields of OpenAI's that this server does not support are refused unless they have no effect.
+Fields after "beyond OpenAI's" have vLLM's names: the `openai` client sends them by ``extra_body``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Request(BaseModel):
 
 class StreamOptions(_Request):
     include_usage: bool | None = False
-    include_obfuscation: bool | None = False  # padding against a network's observer: accepted, not added
+    include_obfuscation: bool | None = False  # padding against eavesdroppers: accepted, but not added
 
 
 class _Sampling(_Request):
@@ -45,7 +45,7 @@ class _Sampling(_Request):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=1024)] | None = None
-    # asking for nothing is accepted, anything else is not
+    # only values that have no effect are accepted
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     logit_bias: Annotated[dict[str, _Number], Field(max_length=0)] | None = None

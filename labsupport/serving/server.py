@@ -1,7 +1,7 @@
-"""Running an app by uvicorn, with an end that is no accident.
+"""Running an app with uvicorn, and ending it cleanly.
 
-On SIGTERM or Ctrl-C the server stops listening, lets running requests finish for as long as it may, cancels the rest,
-stops the engine and ends with status 0. A second signal ends it at once.
+On SIGTERM or Ctrl-C the server stops listening, gives running requests time to finish, cancels the rest, stops the
+engine, and ends with status 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-_LAST_SECONDS = 5  # for answers that are written when draining ends
+_LAST_SECONDS = 5  # to write the answers that draining leaves
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     """Serve until told to stop. ``listening`` is called with the address once connections are accepted.
 
     Raises:
-        OSError: the port is taken, or the host is not of this machine.
+        OSError: the port is taken, or the host is not an address of this machine.
     """
     listener = listen(host, port)
     config = uvicorn.Config(
@@ -42,7 +42,7 @@ def run(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket of its own before anything slow begins: that a port is taken is known at once."""
+    """Bind a socket before anything slow begins, so a port that is taken is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -65,9 +65,9 @@ class _Server(uvicorn.Server):
             self._tell_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """The engine drains while uvicorn waits for its connections: what is cancelled can still say so to its client.
+        """Drain the engine while uvicorn waits for its connections, so a cancelled request can still tell its client.
 
-        Uvicorn would cancel the handlers first, and cut the connections.
+        On its own, uvicorn would cancel the handlers first and cut the connections.
         """
         draining = asyncio.ensure_future(self._app.state.stop())
         try:
@@ -83,7 +83,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's own, which in the end kills the process by the signal that it has handled."""
+        """Like uvicorn's own, which however ends by raising the handled signal again and so kills the process."""
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:

@@ -2,9 +2,9 @@
 
     labsupport serve --engine vllm --model meta-llama/Llama-3.1-8B-Instruct
 
-vLLM's `AsyncLLM` has the shape of this course's `Backend`: a stream of cumulative outputs a request, which aborts the
-request when it is closed. What is left to do is to translate parameters and outputs, to bound the queue, which vLLM
-leaves open, and to keep count. Written for vLLM's V1 engine; it was tested against a stand-in with its interface.
+vLLM's `AsyncLLM` has the shape of this course's `Backend`: one stream of cumulative outputs per request, which aborts
+the request when it is closed. What remains is to bound the queue, which vLLM leaves unbounded, to keep count, and to
+translate (vllm_translation.py). Written for vLLM's V1 engine and tested against a stand-in with its interface.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from labsupport.inference.stats import EngineStats
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.serving.backend import GenerationFailed, Overloaded, Unavailable
 from labsupport.serving.protocol import Message
+from labsupport.serving.vllm_translation import Load, VLLMTokenizer, stat_logger, translated, vllm_params
 
 _ABORT_SECONDS = 5.0
 
@@ -31,7 +32,7 @@ class VLLMBackend:
 
     Args:
         engine: vLLM's.
-        load: what the engine's steps report to (`_Load`); None: running and waiting are told from here.
+        load: where the engine's steps report to; None: running and waiting requests are counted here.
         max_num_seqs, max_waiting: together, how many requests are accepted at a time.
     """
 
@@ -41,14 +42,14 @@ class VLLMBackend:
         model_name: str,
         max_num_seqs: int,
         max_waiting: int = 64,
-        load: _Load | None = None,
+        load: Load | None = None,
     ) -> None:
         self.engine, self.model_name = engine, model_name
         self.max_model_len: int = engine.model_config.max_model_len
         self.max_in_flight: int | None = max_num_seqs + max_waiting
-        self.tokenizer: Tokenizer = _Tokenizer(engine.get_tokenizer())
+        self.tokenizer: Tokenizer = VLLMTokenizer(engine.get_tokenizer())
         self.template = self._template if getattr(engine.get_tokenizer(), "chat_template", None) else None
-        self._load = load or _Load()
+        self._load = load or Load()
         self._max_num_seqs = max_num_seqs
         self._running: set[str] = set()
         self._idle = asyncio.Event()
@@ -60,7 +61,7 @@ class VLLMBackend:
     def of_model(
         cls, model: str, max_num_seqs: int, max_waiting: int = 64, max_model_len: int | None = None, **options: Any
     ) -> VLLMBackend:
-        """Load a model by vLLM. ``options`` are fields of its `AsyncEngineArgs`.
+        """Load a model with vLLM. ``options`` are fields of its `AsyncEngineArgs`.
 
         Raises:
             ValueError: vLLM is not installed.
@@ -73,7 +74,7 @@ class VLLMBackend:
                 f"vLLM cannot be imported ({error}): install it as https://docs.vllm.ai says, or serve with the "
                 "course's own engine"
             ) from error
-        load = _Load()
+        load = Load()
         arguments = AsyncEngineArgs(model=model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, **options)
         engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(load)])
         return cls(engine, model, max_num_seqs, max_waiting, load)
@@ -110,7 +111,7 @@ class VLLMBackend:
         except (GenerationFailed, Unavailable):
             raise
         except Exception as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         finally:
             await outputs.aclose()  # vLLM aborts what is not finished
             self._running.discard(request_id)
@@ -167,95 +168,9 @@ class VLLMBackend:
         )  # fmt: skip
 
     def _template(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """By the template that the model was published with; its end-of-turn token is vLLM's business."""
+        """With the template that the model was published with; vLLM knows its end-of-turn token."""
         turns = [{"role": each.role, "content": each.text} for each in messages]
         tokens = self.engine.get_tokenizer().apply_chat_template(
             turns, tokenize=True, add_generation_prompt=True, return_dict=False
         )
         return list(tokens), []
-
-
-def vllm_params(params: SamplingParams, intermediate: bool) -> Any:
-    """vLLM's `SamplingParams` for ours.
-
-    Raises:
-        ValueError: vLLM has no such thing.
-    """
-    import vllm
-    from vllm.sampling_params import RequestOutputKind
-
-    if params.max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1 for vLLM; got {params.max_tokens}")
-    return vllm.SamplingParams(
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        seed=None if params.seed is None else params.seed % 2**63,
-        stop=list(params.stop),
-        stop_token_ids=list(params.stop_token_ids),
-        ignore_eos=params.ignore_eos,
-        logprobs=params.logprobs,
-        output_kind=RequestOutputKind.CUMULATIVE if intermediate else RequestOutputKind.FINAL_ONLY,
-    )
-
-
-class _Load:
-    """What vLLM tells of its steps."""
-
-    running: int | None = None
-    waiting: int | None = None
-    kv_cache_usage = 0.0
-    preemptions = prefix_queries = prefix_hits = steps = 0
-
-    def record(self, scheduler: Any, iteration: Any) -> None:
-        if scheduler is not None:
-            self.running, self.waiting = scheduler.num_running_reqs, scheduler.num_waiting_reqs
-            self.kv_cache_usage = scheduler.kv_cache_usage
-            self.prefix_queries += scheduler.prefix_cache_stats.queries
-            self.prefix_hits += scheduler.prefix_cache_stats.hits
-        if iteration is not None:
-            self.steps += 1
-            self.preemptions += iteration.num_preempted_reqs
-
-
-def stat_logger(load: _Load) -> Any:
-    """A factory for vLLM, of a logger that reports to ``load``."""
-    from vllm.v1.metrics.loggers import StatLoggerBase
-
-    class Logger(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
-
-        def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-            load.record(scheduler_stats, iteration_stats)
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-    return Logger
-
-
-class _Tokenizer:
-    """Hugging Face's, in the course's interface. Prompts begin as the model wants them to."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.eos_token_id: int = -1 if inner.eos_token_id is None else inner.eos_token_id
-        self.vocab_size: int = len(inner)
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.inner.encode(text))
-
-    def decode(self, token_ids: Iterable[int]) -> str:
-        return self.inner.decode(list(token_ids), skip_special_tokens=True)
-
-
-def _translated(error: Exception) -> Exception:
-    """vLLM's classes by name: they have moved between its modules more than once."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"EngineDeadError", "AsyncEngineDeadError"}:
-        return Unavailable("vLLM's engine is dead")
-    if names & {"ValueError", "VLLMClientError", "VLLMValidationError"}:
-        return ValueError(str(error))
-    return GenerationFailed(f"vLLM failed: {type(error).__name__}")

@@ -1,4 +1,4 @@
-"""An engine and servers that the serving tests share."""
+"""Engines and servers that the serving tests share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from labsupport.inference import LLMEngine
 from labsupport.lm import LanguageModel, load_lm
 
-PATIENCE = 60.0  # seconds: the machine may pause us; only a hang takes so long
+PATIENCE = 60.0  # seconds: the machine may pause this process; only a hang takes that long
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def engine(tiny: LanguageModel) -> LLMEngine:
 
 
 class StepByStep(LLMEngine):
-    """An engine whose steps wait for a permit: a test decides when it computes."""
+    """An engine whose steps wait for a permit, so a test decides when it computes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +67,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 @contextlib.contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """The app on a free port of this machine, by a real uvicorn in a thread. Its address."""
+    """Run the app with a real uvicorn in a thread, on a free port. Yields its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=PATIENCE)  # type: ignore[arg-type]

@@ -165,16 +165,16 @@ def test_two_apps_in_one_process(engine: LLMEngine, tiny: Any) -> None:
         assert post(first).status_code == 200, "the engine stops with its last app"
 
 
-# ------------------------------------------------------------------------------------------------ erratum E78
+# ------------------------------------------------------------------------------------------------ one engine thread
 
 
-def test_e78_no_request_blocks_another_or_the_health_check(paused: Any, until: Callable[..., None]) -> None:
-    """An endpoint that steps the engine in the event loop answers nobody until it is through."""
+def test_no_request_blocks_another_or_the_health_check(paused: Any, until: Callable[..., None]) -> None:
+    """An endpoint that steps the engine in the event loop answers nobody until it is finished."""
     app = create_app(paused)
     with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
         requests = [pool.submit(post, client, prompt=prompt) for prompt in ("The with", "import ", "def ", "x")]
         assert paused.entered.wait(60)
-        until(lambda: len(app.state.backend._streams) == 4, "four requests are in, and the first step hangs")
+        until(lambda: len(app.state.backend.admission.streams) == 4, "four requests are in, and the first step hangs")
         assert client.get("/health").status_code == 200
         assert "num_requests_waiting" in client.get("/metrics").text
         assert client.get("/v1/models").status_code == 200
@@ -185,7 +185,7 @@ def test_e78_no_request_blocks_another_or_the_health_check(paused: Any, until: C
     assert len(waits) == 4
 
 
-def test_e79_one_process_makes_one_thread_for_its_engine(engine: LLMEngine) -> None:
+def test_one_process_makes_one_thread_for_its_engine(engine: LLMEngine) -> None:
     before = threading.active_count()
     apps = [create_app(engine) for _ in range(4)]
     assert len({id(app.state.backend) for app in apps}) == 1 and threading.active_count() == before
@@ -198,7 +198,7 @@ def test_a_full_queue_answers_429_with_a_time_to_come_back(paused: Any, until: C
     app = create_app(paused, max_waiting=0)
     with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
         running = [pool.submit(post, client) for _ in range(2)]
-        until(lambda: len(app.state.backend._streams) == 2, "both places are taken")
+        until(lambda: len(app.state.backend.admission.streams) == 2, "both places are taken")
         for stream in (False, True):
             refused = post(client, stream=stream)
             assert refused.status_code == 429 and refused.json()["error"]["type"] == "rate_limit_error"
@@ -245,7 +245,7 @@ def test_keys_are_compared_in_constant_time(engine: LLMEngine, monkeypatch: pyte
         compared.append(len(left))
         return left == right
 
-    monkeypatch.setattr("labsupport.serving.middleware.hmac.compare_digest", compare)
+    monkeypatch.setattr("labsupport.serving.keys.hmac.compare_digest", compare)
     with TestClient(create_app(engine, api_keys=["a" * 50, "b"])) as client:
         for key in ("a" * 50, "x", "y" * 500):
             compared.clear()
@@ -267,7 +267,7 @@ def test_request_ids(client: TestClient) -> None:
 
 
 class Broken:
-    """A backend that fails as it is told."""
+    """A backend that fails with the given error."""
 
     model_name, max_model_len, max_in_flight = "tiny", 2048, None
 
@@ -321,7 +321,7 @@ def test_a_failure_after_the_first_token_is_an_event(engine: LLMEngine) -> None:
     assert "secret" not in answer.text and "[DONE]" not in answer.text
 
 
-def test_e80_health_and_readiness_really_look(engine: LLMEngine) -> None:
+def test_health_and_readiness_really_look(engine: LLMEngine) -> None:
     broken = Broken(engine, Unavailable("dead"))
     with TestClient(create_app(broken)) as client:
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
@@ -332,9 +332,7 @@ def test_e80_health_and_readiness_really_look(engine: LLMEngine) -> None:
         assert answer.status_code == 503 and answer.json()["status"] != "alive"
 
 
-def test_e80_health_notices_that_the_engine_died(
-    engine: LLMEngine, monkeypatch: pytest.MonkeyPatch, until: Any
-) -> None:
+def test_health_notices_that_the_engine_died(engine: LLMEngine, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:
     def fail(plan: Any) -> Any:
         raise RuntimeError
 

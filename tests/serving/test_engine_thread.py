@@ -66,7 +66,7 @@ def test_closing_a_stream_frees_its_blocks_within_a_step(
             assert paused.cache.usage()["used_blocks"] > 0
             await asyncio.to_thread(paused.entered.wait, 60)
         paused.permits.release()  # the step that was under way when it left: no more are permitted
-        await asyncio.to_thread(until, lambda: not backend._streams, "the request is gone")
+        await asyncio.to_thread(until, lambda: not backend.admission.streams, "the request is gone")
         assert released(paused)
         steps = paused.stats().num_steps
         await backend.shutdown(0)
@@ -85,7 +85,7 @@ def test_cancelling_a_reader_aborts(engine: LLMEngine, released: Callable[[LLMEn
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while backend._streams:
+        while backend.admission.streams:
             await asyncio.sleep(0.001)
         await backend.shutdown(0)
 
@@ -99,7 +99,7 @@ def test_the_queue_is_bounded(paused: Any) -> None:
         await backend.start()
         tasks = [asyncio.create_task(last(backend, str(i), "The")) for i in range(3)]
         await asyncio.to_thread(paused.entered.wait, 60)
-        while len(backend._streams) < 3:
+        while len(backend.admission.streams) < 3:
             await asyncio.sleep(0.001)
         with pytest.raises(Overloaded) as caught:
             await last(backend, "one too many", "The")
@@ -120,7 +120,7 @@ def test_a_request_that_is_waiting_shows_in_the_stats_during_a_step(paused: Any)
         first = asyncio.create_task(last(backend, "a", "The"))
         await asyncio.to_thread(paused.entered.wait, 60)
         second = asyncio.create_task(last(backend, "b", "The"))
-        while len(backend._arrived) < 1:
+        while len(backend.admission.arrived) < 1:
             await asyncio.sleep(0.001)
         assert backend.stats().num_requests_waiting >= 1 and backend.alive() and backend.ready()
         paused.run_free()

@@ -34,7 +34,7 @@ def scrape(client: TestClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
     return {(sample.name.removeprefix(PREFIX), others(sample.labels)): sample.value for sample in samples}
 
 
-def test_e81_the_official_parser_reads_what_really_happened(client: TestClient) -> None:
+def test_the_official_parser_reads_what_really_happened(client: TestClient) -> None:
     before = scrape(client)
     for _ in range(3):
         assert client.post("/v1/completions", json=BODY).status_code == 200
@@ -67,7 +67,7 @@ def test_latencies_agree_with_one_another(client: TestClient) -> None:
 
 @pytest.mark.parametrize("accept", ["", "*/*", "application/openmetrics-text; version=1.0.0"])
 def test_names_are_the_same_whoever_asks(client: TestClient, accept: str) -> None:
-    """prometheus-client writes ``labsupport_`` for scrapers that ask for OpenMetrics."""
+    """For scrapers that ask for OpenMetrics, prometheus-client would write ``labsupport_``."""
     answer = client.get("/metrics", headers={"accept": accept})
     assert (
         answer.headers["content-type"].startswith("text/plain") and "\nlabsupport:num_requests_running" in answer.text
@@ -84,8 +84,8 @@ def test_paths_do_not_become_labels(client: TestClient) -> None:
     assert {label["method"] for label in labels} <= {"GET", "other"}
 
 
-def test_e77_the_apis_models_do_not_take_the_engines_names() -> None:
-    """In the document, a pydantic class of the same name replaced the engine's dataclass, and broke it."""
+def test_the_apis_models_do_not_take_the_engines_names() -> None:
+    """In the original course, a pydantic class of the same name shadowed the engine's dataclass, and broke it."""
     from labsupport.inference import request, sampling
     from labsupport.serving import protocol
 

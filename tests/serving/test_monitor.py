@@ -23,7 +23,7 @@ def monitor(clock: Clock, **options: Any) -> PerformanceMonitor:
     return PerformanceMonitor(clock=clock, gpus=lambda: None, **options)
 
 
-def test_e83_throughput_is_of_the_window_and_not_of_a_number_in_the_code() -> None:
+def test_throughput_is_of_the_window_and_not_of_a_number_in_the_code() -> None:
     clock = Clock()
     watched = monitor(clock)
     for _ in range(6000):
@@ -37,7 +37,7 @@ def test_e83_throughput_is_of_the_window_and_not_of_a_number_in_the_code() -> No
     assert watched.summary().requests_per_second == pytest.approx(100, rel=0.02)
 
 
-def test_e83_what_is_older_than_the_window_is_forgotten() -> None:
+def test_what_is_older_than_the_window_is_forgotten() -> None:
     clock = Clock()
     watched = monitor(clock, window_seconds=10)
     watched.record(e2e_latency=5.0, time_to_first_token=4.0, inter_token=[3.0])
@@ -49,12 +49,12 @@ def test_e83_what_is_older_than_the_window_is_forgotten() -> None:
     assert watched.summary().e2e_latency.maximum == 1.0  # type: ignore[union-attr]
 
 
-def test_e83_an_empty_window_is_no_error() -> None:
+def test_an_empty_window_is_no_error() -> None:
     summary = monitor(Clock()).summary()
     assert summary.requests == 0 and summary.requests_per_second is None and summary.e2e_latency is None
 
 
-def test_e83_memory_is_bounded_and_the_count_still_right() -> None:
+def test_memory_is_bounded_and_the_count_still_right() -> None:
     clock = Clock()
     watched = monitor(clock, window_seconds=60, max_samples=100)
     for number in range(5000):
@@ -67,7 +67,7 @@ def test_e83_memory_is_bounded_and_the_count_still_right() -> None:
     assert summary.e2e_latency.p50 > 4900, "percentiles are of the newest"  # type: ignore[union-attr]
 
 
-def test_e84_three_latencies_are_kept_apart() -> None:
+def test_three_latencies_are_kept_apart() -> None:
     clock = Clock()
     watched = monitor(clock)
     watched.record(e2e_latency=10.0, time_to_first_token=1.0, inter_token=[0.1, 0.1, 0.3], prompt_tokens=5)
@@ -122,7 +122,7 @@ def test_errors_are_counted() -> None:
     assert watched.summary().errors == 1 and watched.summary().requests == 2
 
 
-def test_e83_gpu_figures_are_read_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_figures_are_read_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
 

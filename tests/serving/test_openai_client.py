@@ -1,4 +1,4 @@
-"""The official client, unchanged, against a real server on this machine; and clients that leave."""
+"""The official client, unmodified, against a real server on this machine; and clients that leave."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_full_queue_is_a_rate_limit_error(paused: Any, serve: Any, until: Call
         ThreadPoolExecutor(2) as pool,
     ):
         running = [pool.submit(client.completions.create, **PROMPT) for _ in range(2)]
-        until(lambda: len(app.state.backend._streams) == 2, "both places are taken")
+        until(lambda: len(app.state.backend.admission.streams) == 2, "both places are taken")
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(**PROMPT)
         assert int(caught.value.response.headers["retry-after"]) >= 1
@@ -112,10 +112,10 @@ def test_a_stream_that_is_closed_frees_its_blocks(
         assert next(iter(stream)).choices[0].text
         assert paused.cache.usage()["used_blocks"] > 0
         stream.close()
-        backend = app.state.backend
-        until(lambda: bool(backend._left) or not backend._streams, "the server knows that the client has gone")
+        admission = app.state.backend.admission
+        until(lambda: bool(admission.left) or not admission.streams, "the server knows that the client has gone")
         paused.permits.release()  # the step that was under way
-        until(lambda: not app.state.backend._streams, "it is gone")
+        until(lambda: not admission.streams, "it is gone")
         assert released(paused)
         until(lambda: paused.stats().finished == {"abort": 1}, "it is counted")
 
@@ -124,7 +124,7 @@ def test_a_stream_that_is_closed_frees_its_blocks(
 def test_a_client_that_leaves_while_it_waits_is_forgotten(
     paused: Any, serve: Any, until: Callable[..., None], released: Callable[[LLMEngine], bool], stream: bool
 ) -> None:
-    """Nothing was sent to it yet, so no write could fail: somebody has to listen for the connection's end."""
+    """Nothing has been sent to it, so no write could fail: the server must listen for the end of the connection."""
     app = create_app(paused)
     with serve(app) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -132,12 +132,12 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(
         with socket.create_connection((host, int(port))) as connection:
             head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            until(lambda: len(app.state.backend._streams) == 1, "the request is in")
+            until(lambda: len(app.state.backend.admission.streams) == 1, "the request is in")
             assert paused.entered.wait(60)
-        backend = app.state.backend
-        until(lambda: bool(backend._left) or not backend._streams, "the server knows that the client has gone")
+        admission = app.state.backend.admission
+        until(lambda: bool(admission.left) or not admission.streams, "the server knows that the client has gone")
         paused.permits.release()
-        until(lambda: not app.state.backend._streams, "it is gone")
+        until(lambda: not admission.streams, "it is gone")
         assert released(paused)
         metrics = app.state.metrics
         gone = ("labsupport:request_success_total", {"model_name": "tiny", "finished_reason": "abort"})

@@ -1,4 +1,4 @@
-"""The contract with vLLM, against a stand-in that has its interface and computes with the course's engine."""
+"""The contract with vLLM, against a stand-in with its interface that computes with the course's engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs
 
 
 class TheirParams:
-    """As `vllm.SamplingParams`: unknown names are errors, and so are no tokens."""
+    """Like `vllm.SamplingParams`: unknown names are errors, and so is ``max_tokens=0``."""
 
     def __init__(
         self, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str],
@@ -33,7 +33,7 @@ class TheirParams:
 
 
 class AsyncLLM:
-    """As `vllm.v1.engine.async_llm.AsyncLLM`, as far as the adapter uses it."""
+    """Like `vllm.v1.engine.async_llm.AsyncLLM`, as far as the adapter uses it."""
 
     engine: LLMEngine
     errored = False
@@ -83,9 +83,9 @@ class AsyncLLM:
             await ours.aclose()  # type: ignore[attr-defined]
 
     async def abort(self, request_ids: list[str]) -> None:
-        with self.inner._changed:
+        with self.inner.admission.changed:
             self.inner._stopping = True
-            self.inner._changed.notify_all()
+            self.inner.admission.changed.notify_all()
 
     def shutdown(self) -> None:
         self.stopped = True

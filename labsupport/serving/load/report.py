@@ -1,15 +1,15 @@
-"""What a load test found: a table for people, JSON for programs, a picture of the latencies."""
+"""What a load test found: a table for people, JSON for programs, and a picture of the latencies."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from labsupport.files import replacing, write_atomically
 from labsupport.serving.load.tester import Result
 from labsupport.serving.monitor import Percentiles, percentiles
 
@@ -21,8 +21,8 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 class Report:
     """Latencies of the requests that succeeded, in seconds, counted from when each was due.
 
-    ``service_time`` counts from when it was sent. Where it is much lower than ``latency``, the server kept the tester
-    from sending, and a tester that looks at nothing else would not have noticed.
+    ``service_time`` counts from when it was sent. If it is much lower than ``latency``, the server kept the tester from
+    sending; a tester that measures only the service time would not have noticed.
     """
 
     requests: int
@@ -78,21 +78,17 @@ class Report:
 
 
 def write_report(report: Report, results: Sequence[Result], folder: Path) -> list[Path]:
-    """``loadtest.json`` and ``latency.png`` in the folder, which is made. Each appears complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``loadtest.json`` and ``latency.png`` to ``folder``, each in one step; the folder is made if need be."""
     numbers, picture = folder / "loadtest.json", folder / "latency.png"
     record = {"report": asdict(report), "requests": [asdict(each) for each in results]}
-    temporary = numbers.with_name(f".{numbers.name}.tmp")
-    temporary.write_text(json.dumps(_without_nan(record), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, numbers)
-    temporary = picture.with_name(f".{picture.name}.tmp")
-    draw_latency(results, temporary)
-    os.replace(temporary, picture)
+    write_atomically(numbers, json.dumps(_without_nan(record), indent=1) + "\n")
+    with replacing(picture) as temporary:
+        draw_latency(results, temporary)
     return [numbers, picture]
 
 
 def draw_latency(results: Sequence[Result], path: Path) -> None:
-    """Left: each request's latency at the time it was due. Right: which part of all took at most so long."""
+    """Left: each request's latency by the time it was due. Right: the cumulative distribution of latencies."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,7 +114,7 @@ def draw_latency(results: Sequence[Result], path: Path) -> None:
             share = [(index + 1) / len(values) for index in range(len(values))]
             shares.step(milliseconds, share, where="post", label=label, color=colour, linestyle=style)
     shares.set(xlabel="ms", ylabel="share of requests", ylim=(0, 1.02))
-    shares.set_title("at most so long", fontsize=10)
+    shares.set_title("cumulative distribution", fontsize=10)
     if good:
         shares.legend(fontsize=8)
     figure.savefig(path, format="png", dpi=120)

@@ -1,10 +1,10 @@
-"""A load tester that does not leave out the requests that a slow server kept it from sending.
+"""A load tester that does not overlook the wait for a slow server.
 
-**Open loop**: requests are due at times drawn beforehand (a Poisson process), whatever the server does, as users are.
-**Closed loop**: so many clients, each sending when it has its answer; a slow server then gets less load, and its
-latencies say nothing of users who would not have waited. With both a rate and a limit of connections, a request may be
-sent late because none is free. Counting its latency from when it was sent would hide the wait ("coordinated omission",
-Tene, "How not to measure latency", 2015): it is counted from when it was due.
+**Open loop**: like those of real users, requests are due at times drawn beforehand (a Poisson process), whatever the
+server does. **Closed loop**: a fixed number of clients, each sending when it has its answer. A slow server then gets
+less load, and its latencies say nothing about users who would not have waited. With both a rate and a limit on
+connections, a request may be sent late because no connection is free. To count its latency from when it was sent would
+hide that wait ("coordinated omission", Tene, "How not to measure latency", 2015), so it counts from when it was due.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from tqdm.auto import tqdm
 
+from labsupport.progress import progress_bar
 from labsupport.serving.load.workload import Planned
 
 
 @dataclass
 class Result:
-    """Seconds from the start of the test; ``due`` is when it should have been sent, ``sent`` when it was.
+    """Times are seconds from the start of the test; ``due`` is when to send the request, ``sent`` when it was sent.
 
     Attributes:
-        status: HTTP's; 0: there was no answer.
+        status: the HTTP status; 0: there was no answer.
         token_times: when each piece of text came.
         error: what went wrong; None: nothing.
     """
@@ -51,12 +51,12 @@ class Result:
 
     @property
     def latency(self) -> float:
-        """Until the last token, from when the request was due."""
+        """From when the request was due until its last token."""
         return self.finished - self.due
 
     @property
     def service_time(self) -> float:
-        """From when it was sent: what testers report that omit the wait."""
+        """From when it was sent: what testers that omit the wait report."""
         return self.finished - self.sent
 
 
@@ -71,11 +71,11 @@ async def run_load(
     progress: bool = False,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> list[Result]:
-    """Send the plan's requests to ``url``/v1/completions, streaming. A result each, in the plan's order.
+    """Send the plan's requests to ``url``/v1/completions, streamed. One result per request, in the plan's order.
 
     Args:
-        concurrency: requests under way at a time; None: as many as are due.
-        transport: instead of the network, for tests.
+        concurrency: how many requests may be under way at a time; None: as many as are due.
+        transport: replaces the network, for tests.
 
     Raises:
         ValueError: the plan is empty, a request has no time in an open loop, or there is no such server.
@@ -83,7 +83,7 @@ async def run_load(
     if not plan:
         raise ValueError("plan must hold at least one request; it holds none")
     if concurrency is None and any(each.at is None for each in plan):
-        raise ValueError("concurrency must be given where requests have no time")
+        raise ValueError("concurrency must be given if requests have no time")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency or 100)
     async with httpx.AsyncClient(
@@ -97,7 +97,7 @@ async def run_load(
         body["stream_options"] = {"include_usage": True}
         if ignore_eos:
             body["ignore_eos"] = True
-        with tqdm(total=len(plan), unit="request", disable=not progress) as bar:
+        with progress_bar(None, "requests", "request", progress, total=len(plan)) as bar:
             return await _Run(client, plan, body, concurrency, bar).results()
 
 
@@ -108,7 +108,9 @@ async def first_model(client: httpx.AsyncClient) -> str:
         return response.json()["data"][0]["id"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"url must be of a server with OpenAI's API; {client.base_url} is not: {reason}") from error
+        raise ValueError(
+            f"url must lead to a server with OpenAI's API; {client.base_url} does not: {reason}"
+        ) from error
 
 
 class _Run:

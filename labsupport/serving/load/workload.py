@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Planned:
-    """A request, due ``at`` seconds from the start; None: when a client is free (closed loop)."""
+    """A request, due ``at`` seconds from the start; None: as soon as a client is free (closed loop)."""
 
     prompt: str
     max_tokens: int
@@ -26,13 +26,13 @@ def plan_requests(
     seed: int = 0,
     text: str | None = None,
 ) -> list[Planned]:
-    """``count`` requests; with a ``rate`` their times are a Poisson process of so many a second.
+    """``count`` requests; with a ``rate``, their times are a Poisson process of that many per second.
 
     Lengths: ``"64"``, ``"uniform:LOW:HIGH"`` or ``"lognormal:MEDIAN:SIGMA"``. Prompts are pieces of ``text``
     (None: the course's evaluation text).
 
     Raises:
-        ValueError: a length or the rate is not one of these.
+        ValueError: a length or the rate has another form.
     """
     if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"rate must be above 0; got {rate}")
@@ -74,7 +74,7 @@ def read_trace(path: Path) -> list[Planned]:
     """Lines of JSON: ``{"at": seconds, "prompt": text, "max_tokens": number}``.
 
     Raises:
-        ValueError: a line is something else.
+        ValueError: a line has another form.
     """
     plan = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

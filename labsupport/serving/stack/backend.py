@@ -1,7 +1,7 @@
-"""The API server's side of the queue: a `Backend` that has no engine, and no weights.
+"""The API server's side of the queue: a `Backend` without an engine, and without weights.
 
-A request is put into Redis and its outputs come back in the server's own stream, which one task reads for all. While
-Redis is away requests wait; those that were accepted are still there when it is back (redis_queue.py).
+A request goes into Redis and its outputs come back in the server's own stream, which one task reads for all requests.
+While Redis is gone, requests wait; those that were accepted are still there when it is back (queue.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.stats import EngineStats
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.serving.backend import Overloaded, Unavailable
-from labsupport.serving.stack.queue import UNREACHABLE, Job, RequestQueue, end_tasks
+from labsupport.serving.stack.job import Job
+from labsupport.serving.stack.queue import UNREACHABLE, RequestQueue, end_tasks
 from labsupport.serving.stack.replies import ReplyStream
 
 logger = logging.getLogger("labsupport.serving")
 
-_REPLIES_KEPT = 600.0  # seconds that Redis may be away, or this process stand still, and no reply is lost
+_REPLIES_KEPT = 600.0  # seconds that Redis may be gone, or this process stopped, without losing a reply
 _BEAT_SECONDS = 1.0
-_SILENT_SECONDS = 5.0  # without news of Redis one is not ready
+_SILENT_SECONDS = 5.0  # without an answer from Redis, after which it is not ready
 
 
 class RedisBackend:
@@ -35,8 +36,8 @@ class RedisBackend:
 
     Args:
         queue: where the workers listen.
-        tokenizer, model_name, max_model_len: of the model that the workers have.
-        max_in_flight: requests of all API servers together that may be unfinished; one more is `Overloaded`.
+        tokenizer, model_name, max_model_len: of the model that the workers run.
+        max_in_flight: how many requests of all API servers together may be unfinished; the next is `Overloaded`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class RedisBackend:
         self._length = 0
 
     async def start(self) -> None:
-        """Redis may come up later: until then it is not ready."""
+        """Redis may come up later; until then this backend is not ready."""
         self._draining = False
         self._tasks = [asyncio.ensure_future(self._read_replies()), asyncio.ensure_future(self._beat())]
 
@@ -84,7 +85,7 @@ class RedisBackend:
                 self._later(self._cancel(job.id))
 
     def alive(self) -> bool:
-        """Redis being away is nothing that a restart of this process could mend."""
+        """A restart of this process could not bring back Redis, so its absence does not count."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def ready(self) -> bool:
@@ -92,18 +93,18 @@ class RedisBackend:
         return self.alive() and not self._draining and heard and bool(self._workers)
 
     def stats(self) -> EngineStats:
-        """Of all workers together, as they were a second ago. Each of them shows its own at its own address."""
-        told = [EngineStats(**facts["stats"]) for facts in self._workers.values()]
+        """Of all workers together, as of a second ago. Each worker also serves its own `/metrics`."""
+        each_worker = [EngineStats(**facts["stats"]) for facts in self._workers.values()]
         sums = {
-            each.name: sum(getattr(stats, each.name) for stats in told)
+            each.name: sum(getattr(stats, each.name) for stats in each_worker)
             for each in fields(EngineStats)
             if each.name != "finished"
         }
         finished: dict[str, int] = {}
-        for stats in told:
+        for stats in each_worker:
             for reason, count in stats.finished.items():
                 finished[reason] = finished.get(reason, 0) + count
-        sums["kv_cache_usage_perc"] /= max(1, len(told))
+        sums["kv_cache_usage_perc"] /= max(1, len(each_worker))
         sums["num_requests_waiting"] = max(0, self._length - sums["num_requests_running"])
         return EngineStats(**sums, finished=finished)
 
@@ -125,7 +126,7 @@ class RedisBackend:
     # Helpers
 
     def _checked(self, prompt: str | list[int], params: SamplingParams) -> list[int]:
-        """What every worker would refuse needs no worker."""
+        """The prompt's tokens. What every worker would refuse is refused here."""
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise ValueError("prompt must hold at least one token; got none")
@@ -157,7 +158,7 @@ class RedisBackend:
             logger.warning("a request could not be cancelled: the queue cannot be reached")
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """What a cancelled coroutine cannot wait for."""
+        """Do what a cancelled coroutine cannot wait for."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

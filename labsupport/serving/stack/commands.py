@@ -8,10 +8,27 @@ from typing import Annotated
 
 import typer
 
+from labsupport.serving.options import (
+    ApiKeyFile,
+    DrainSeconds,
+    Host,
+    MaxModelLen,
+    MaxNumSeqs,
+    Model,
+    NumBlocks,
+    Port,
+    Threads,
+)
+
 REDIS_URL = "LABSUPPORT_REDIS_URL"
 
-Model = Annotated[str, typer.Option(help="tiny, smollm2-135m, or a folder with a Hugging Face Llama.")]
-DrainSeconds = Annotated[float, typer.Option(min=0, help="What runs may finish for so long when told to stop.")]
+MaxInFlight = Annotated[
+    int, typer.Option(min=1, help="Unfinished requests of all API servers together; the next one is answered 429.")
+]
+LeaseSeconds = Annotated[
+    float, typer.Option(min=0.5, help="How long the requests of a killed worker wait for another worker.")
+]
+RedisUrl = Annotated[str, typer.Option(envvar=REDIS_URL, help="The queue.")]
 
 stack = typer.Typer(help="The serving stack: nginx, API servers, a queue in Redis, engine workers, Prometheus.")
 
@@ -25,22 +42,25 @@ def register(app: typer.Typer) -> None:
 def up(
     model: Model = "tiny",
     port: Annotated[
-        int, typer.Option(min=0, max=65500, help="nginx's; the other ports follow it. 0 takes free ones.")
+        int, typer.Option(min=0, max=65500, help="nginx's port; the others follow it. 0 picks free ones.")
     ] = 8000,
     data: Annotated[
-        Path, typer.Option(help="Folder for the queue, the metrics and the filled-in configuration.")
+        Path, typer.Option(help="Folder for the queue, the metrics, and the generated configuration.")
     ] = Path("~/.local/state/labsupport/stack"),
-    deploy: Annotated[Path | None, typer.Option(help="Folder with the Procfile; else the course's deploy/.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that an engine runs at a time.")] = 16,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Unfinished requests; one more is answered 429.")] = 96,
-    lease_seconds: Annotated[float, typer.Option(min=0.5, help="How long a killed worker's requests wait.")] = 10.0,
+    deploy: Annotated[
+        Path | None, typer.Option(help="Folder with the Procfile; default: the course's deploy/.")
+    ] = None,
+    max_num_seqs: MaxNumSeqs = 16,
+    max_in_flight: MaxInFlight = 96,
+    lease_seconds: LeaseSeconds = 10.0,
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
-    """Start all of it on this machine; Ctrl-C or SIGTERM stops it."""
+    """Start the whole stack on this machine; Ctrl-C or SIGTERM stops it."""
     import asyncio
 
     from labsupport.console import errors_as_one_line
-    from labsupport.serving.stack.processes import prepare, run_stack
+    from labsupport.serving.stack.configuration import prepare
+    from labsupport.serving.stack.processes import run_stack
 
     with errors_as_one_line():
         run = data.expanduser().absolute()
@@ -64,23 +84,23 @@ def up(
 
 @stack.command()
 def api(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")],
+    port: Port,
     model: Model = "tiny",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    redis_url: Annotated[str, typer.Option(envvar=REDIS_URL, help="The queue.")] = "redis://127.0.0.1:6379/0",
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Unfinished requests of all servers together.")] = 96,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="One API key a line; else everybody may come.")] = None,
+    host: Host = "127.0.0.1",
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0",
+    max_in_flight: MaxInFlight = 96,
+    max_model_len: MaxModelLen = None,
+    api_key_file: ApiKeyFile = None,
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
-    """An API server: OpenAI's API in front of the queue. It has no engine."""
+    """Run an API server: OpenAI's API in front of the queue. It has no engine."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
         from labsupport.lm import load_lm
         from labsupport.serving.api import create_app
+        from labsupport.serving.keys import read_keys
         from labsupport.serving.logs import configure_logs
-        from labsupport.serving.options import read_keys
         from labsupport.serving.server import run
         from labsupport.serving.stack.backend import RedisBackend
         from labsupport.serving.stack.queue import RequestQueue
@@ -88,7 +108,7 @@ def api(
         keys = read_keys(api_key_file)
         lm = load_lm(model)
         tokenizer, name, longest = lm.tokenizer, lm.name, lm.model.config.max_positions
-        del lm  # its weights are the workers' concern
+        del lm  # only the workers need its weights
         backend = RedisBackend(RequestQueue(redis_url), tokenizer, name, max_model_len or longest, max_in_flight)
         configure_logs()
         app = create_app(backend, api_keys=keys, drain_seconds=drain_seconds)
@@ -97,18 +117,20 @@ def api(
 
 @stack.command()
 def worker(
-    name: Annotated[str, typer.Option(help="No other worker has it.")],
+    name: Annotated[str, typer.Option(help="Must differ from all other workers' names.")],
     model: Model = "tiny",
-    redis_url: Annotated[str, typer.Option(envvar=REDIS_URL, help="The queue.")] = "redis://127.0.0.1:6379/0",
-    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="For Prometheus, on 127.0.0.1.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that run at a time.")] = 16,
-    num_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; else by free memory.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; else torch decides.")] = None,
-    lease_seconds: Annotated[float, typer.Option(min=0.5, help="How long its requests wait if it is killed.")] = 10.0,
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0",
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Where Prometheus finds this worker's metrics, on 127.0.0.1.")
+    ] = None,
+    max_num_seqs: MaxNumSeqs = 16,
+    num_blocks: NumBlocks = None,
+    max_model_len: MaxModelLen = None,
+    threads: Threads = None,
+    lease_seconds: LeaseSeconds = 10.0,
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
-    """An engine worker: takes requests from the queue."""
+    """Run an engine worker, which takes requests from the queue."""
     import asyncio
     import signal
 

@@ -1,12 +1,12 @@
-"""What a worker tells an API server of a request, and how the server puts it together again.
+"""What a worker tells an API server about a request, and how the server puts it together again.
 
-A reply has the tokens and the text that are new, and where they begin: ``at`` and ``text_at``. So replies that come
-twice, or again from the start because another worker took the request over, neither double nor lose a piece: what
-the server has already is compared and left out.
+A reply holds the new tokens and text, and where they begin: ``at`` and ``text_at``. So if replies come twice, or again
+from the start because another worker took over the request, no piece is doubled or lost: the server compares what it
+already has and skips it.
 
 A second try gives the same tokens as the first, since every job has a seed of its own. But sums of floating-point
-numbers depend on what else is in the batch, so once in a long while it does not. Then what was not yet shown to the
-client is replaced; if the client has read it, the request fails: better no text than one that was sewn together.
+numbers depend on what else is in the batch, so in rare cases it does not. Then what the client has not seen yet is
+replaced. If it has seen the differing part, the request fails: better no text than one pieced together from two.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from labsupport.inference.request import RequestOutput, RequestTimes
 from labsupport.serving.backend import GenerationFailed, Unavailable
-from labsupport.serving.stack.queue import Job
+from labsupport.serving.stack.job import Job
 
 
 def make_reply(job: Job, output: RequestOutput, sent: RequestOutput | None) -> dict[str, Any]:
-    """What ``output`` has beyond ``sent``, as a JSON object."""
+    """What ``output`` adds to ``sent``, as a JSON object."""
     at, text_at = (0, 0) if sent is None else (len(sent.token_ids), len(sent.text))
     reply: dict[str, Any] = {
         "id": job.id, "try": job.tries, "at": at, "tokens": output.token_ids[at:], "text_at": text_at,
@@ -29,7 +29,7 @@ def make_reply(job: Job, output: RequestOutput, sent: RequestOutput | None) -> d
     }  # fmt: skip
     if output.logprobs is not None:
         reply["logprobs"] = [list(each.items()) for each in output.logprobs[at:]]
-    offset = time.time() - time.monotonic()  # monotonic clocks of two machines have nothing in common
+    offset = time.time() - time.monotonic()  # the monotonic clocks of two machines have nothing in common
     for name in ("first_scheduled", "first_token", "finished"):
         value = getattr(output.times, name)
         if value is not None:
@@ -38,12 +38,12 @@ def make_reply(job: Job, output: RequestOutput, sent: RequestOutput | None) -> d
 
 
 def make_error(job: Job, kind: str, message: str) -> dict[str, Any]:
-    """``kind``: "invalid", the client's fault, or "failed", ours."""
+    """``kind``: "invalid" (the client's fault) or "failed" (ours)."""
     return {"id": job.id, "try": job.tries, "error": kind, "message": message}
 
 
 class ReplyStream:
-    """One request at an API server: replies are put in, outputs come out, the newest if the reader is slow."""
+    """One request at an API server: replies go in, outputs come out. A slow reader only gets the newest."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -55,12 +55,12 @@ class ReplyStream:
         self._cached = 0
         self._reason: Any = None
         self._times = RequestTimes()
-        self._shown_tokens = self._shown_text = 0  # what the reader has got
+        self._shown_tokens = self._shown_text = 0  # what the reader has seen
         self._error: Exception | None = None
         self._changed = asyncio.Event()
 
     async def next(self) -> RequestOutput:
-        """The request as it stands, once there is something new."""
+        """Wait for something new, and return the output so far."""
         await self._changed.wait()
         self._changed.clear()
         if self._error is not None:
@@ -76,7 +76,7 @@ class ReplyStream:
         )  # fmt: skip
 
     def put(self, reply: dict[str, Any]) -> None:
-        """Take in a reply. What comes after the last one, or from a worker that lost the request, is ignored."""
+        """Take in a reply. Ignored: what follows the last one, and what comes from a worker that lost the request."""
         if self.done or reply["try"] < self._tries:
             return
         self._tries = reply["try"]
@@ -106,9 +106,9 @@ class ReplyStream:
         self._changed.set()
 
     def end(self) -> None:
-        """The server stops before the request is through."""
+        """The server stops before the request is finished."""
         if not self.done:
-            self.fail(Unavailable("the server shut down before the request was through"))
+            self.fail(Unavailable("the server shut down before the request was finished"))
 
     def _note_times(self, reply: dict[str, Any]) -> None:
         offset = time.time() - time.monotonic()
@@ -118,11 +118,11 @@ class ReplyStream:
 
 
 class _Differs(Exception):
-    """What is new does not fit what was shown."""
+    """The new part contradicts what the reader has seen."""
 
 
 def _joined(have: Any, at: int, new: Any, shown: int) -> Any:
-    """``have`` and, from ``at`` on, ``new``. Where they differ the new one holds, unless it was shown already."""
+    """``have``, continued by ``new`` from ``at`` on. If they differ, ``new`` wins unless the reader saw the old."""
     if at > len(have):
         raise _Differs
     overlap = min(len(have) - at, len(new))

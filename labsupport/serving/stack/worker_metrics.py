@@ -23,7 +23,7 @@ class _QueueCollector:
         self.worker = worker
 
     def collect(self) -> Iterable[Metric]:
-        counter = CounterMetricFamily(f"{PREFIX}queue_requests", "Requests of the queue by fate", labels=["fate"])
+        counter = CounterMetricFamily(f"{PREFIX}queue_requests", "Requests of the queue, by outcome", labels=["fate"])
         for fate, count in self.worker.counts.items():
             counter.add_metric([fate], count)
         yield counter
