@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +13,7 @@ import typer
 
 from labsupport import __version__
 from labsupport.console import errors_as_one_line
+from labsupport.files import replacing_folder
 from labsupport.grading import commands as grading_commands
 from labsupport.serving import commands as serving_commands
 
@@ -152,16 +150,9 @@ def save_compressed(model: nn.Module, record: dict[str, Any], folder: Path) -> N
     """Write ``model.safetensors`` and ``compression.json``; the folder appears complete or not at all."""
     from safetensors.torch import save_file
 
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as temporary:
         save_file(_without_ties(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "compression.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's folders are closed to others
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ FLOORS = (
     {"serving"},
     {"widgets", "checks"},
     {"grading"},
-    {"cli", "doctor"},
+    {"cli", "doctor", "requirements", "chromium"},
 )
 GROUND = {
     "labsupport",

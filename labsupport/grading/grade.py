@@ -16,17 +16,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm import tqdm
-
 import labsupport
 from labsupport import __version__
 from labsupport.checks import exercise, exercises
+from labsupport.files import write_atomically
 from labsupport.grading.intake.notebook import InvalidNotebook, read_file
 from labsupport.grading.job import Job, close_warm_processes, grade_one, is_current, warm_process
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.overrides import FILE as OVERRIDES
 from labsupport.grading.reports.overrides import read_overrides
 from labsupport.grading.reports.results import Results, Row, fingerprint, one_line
+from labsupport.progress import progress_bar
 
 SEED_FILE = "seed.txt"
 
@@ -85,9 +84,8 @@ def grade(
             rows.append(row)
         else:
             jobs.append(job)
-    for row in tqdm(
-        _run(jobs, workers, dask), total=len(jobs), desc="grading", unit="nb", disable=not progress or not jobs
-    ):
+    graded = _run(jobs, workers, dask)
+    for row in progress_bar(graded, "grading", "nb", enabled=progress and bool(jobs), total=len(jobs)):
         results.save(row)
         rows.append(row)
     rows.sort(key=lambda row: (row.student, row.exercise))
@@ -117,7 +115,7 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
             if entry.is_symlink() or entry.is_dir() or entry.name.endswith(".ipynb"):
-                tqdm.write(f"left out: {one_line(entry.name)} is no folder of a student", file=sys.stderr)
+                print(f"left out: {one_line(entry.name)} is not a student's folder", file=sys.stderr)
             continue
         for file in sorted(os.scandir(entry.path), key=lambda file: file.name):
             name = file.name.removesuffix(".ipynb")
@@ -126,7 +124,7 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
             if name in known:
                 yield os.fsencode(entry.name).decode("utf-8", "backslashreplace"), name, Path(file.path)
             else:
-                tqdm.write(f"left out: {one_line(entry.name)}/{one_line(file.name)} is no exercise", file=sys.stderr)
+                print(f"left out: {one_line(entry.name)}/{one_line(file.name)} is not an exercise", file=sys.stderr)
 
 
 def _run(jobs: list[Job], workers: int, dask: str | None) -> Iterator[Row]:
@@ -174,9 +172,7 @@ def _seed(out: Path) -> int:
     """That of an earlier run, so that it can be resumed; kept from other users of the machine."""
     path = out / SEED_FILE
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        write_atomically(path, f"{secrets.randbelow(2**40)}\n")
+        write_atomically(path, f"{secrets.randbelow(2**40)}\n", private=True)
     try:
         return int(path.read_text(encoding="utf-8"))
     except ValueError:

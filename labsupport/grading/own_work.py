@@ -14,8 +14,9 @@ from labsupport import __version__
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
 from labsupport.grading.intake.notebook import Submission
 from labsupport.grading.job import Job, digest, grade_one
-from labsupport.grading.release import STUB, make_exercise, read_answers, read_notebook, to_text
+from labsupport.grading.reports.csv_safe import points
 from labsupport.grading.reports.results import CheckResult, Results, Row, fingerprint, one_line
+from labsupport.grading.stubs import STUB, make_exercise, read_answers, read_notebook, to_text
 
 IN_PROCESS = "none: the cells ran in this process, no sandbox works here"
 ME = "me"  # the one student of one's own results
@@ -59,6 +60,27 @@ def progress(folder: Path, cache: Path | None = None) -> list[tuple[str, Row | N
                 results.save(row)
         table.append((name, row if path is not None else None))
     return table
+
+
+def show(row: Row) -> str:
+    """What `check` prints: the verdict of every check, word for word as in the feedback of a grading."""
+    lines = [f"{row.exercise}: {points(row.score)} of {points(row.max_score)} points, {row.status}"]
+    lines += [f"  {check.message}" for check in row.checks] or [f"  {row.message}"]
+    lines += [f"  note: {note}" for note in row.notes]
+    lines.append(f"  (public seed; sandbox: {row.isolation or 'no code ran'})")
+    return "\n".join(lines)
+
+
+def show_progress(table: list[tuple[str, Row | None]]) -> str:
+    """What `progress` prints."""
+    lines = [f"{'exercise':<28}{'points':>9}  state"]
+    for name, row in table:
+        score = points(row.score) if row is not None else 0
+        state = "no notebook" if row is None else row.status if row.status in ("ok", "not attempted") else row.message
+        lines.append(f"{name:<28}{f'{score} / {exercise(name).points}':>9}  {state}")
+    total = points(sum(row.score for _, row in table if row is not None))
+    lines.append(f"{'all':<28}{f'{total} / {sum(exercise(name).points for name, _ in table)}':>9}")
+    return "\n".join(lines)
 
 
 def exercise_of(path: Path) -> str:

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from zoneinfo import ZoneInfo
 
+from labsupport.files import write_atomically
 from labsupport.grading.intake.incoming import File, Found, Refused, find
 from labsupport.grading.intake.names import Named, read_name, wrapper
 from labsupport.grading.intake.roster import Roster, safe_name, squash
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.csv_safe import write_csv
 
 MANIFEST = "collected.csv"

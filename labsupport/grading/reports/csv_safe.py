@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from labsupport.grading.release import write_atomically
+from labsupport.files import write_atomically
 
 _STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count in some locales
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labsupport.grading.release import write_atomically
+from labsupport.files import write_atomically
 
 STATUSES = (
     "ok",  # full marks

@@ -17,8 +17,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from labsupport.files import write_atomically
 from labsupport.grading.intake.roster import Roster, read_roster
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.class_report import class_page
 from labsupport.grading.reports.csv_safe import points, unguard, write_csv
 from labsupport.grading.reports.feedback import feedback_page
