@@ -116,20 +116,20 @@ class Attack:
     name: str
     write: Callable[[World, str], None]  # puts the submission of this student in its place
     statuses: tuple[str, ...] = ("failed",)
-    level: str = "all"  # "namespaces": only there is it held off for certain
+    at_the_wall: bool = False  # what holds it off is a level of isolation, and not code that is the same at every level
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def code(*statuses: str) -> Callable[[Callable[[World], str]], Callable[[World], str]]:
+def code(*statuses: str, at_the_wall: bool = True) -> Callable[[Callable[[World], str]], Callable[[World], str]]:
     """Register a function that returns the code which follows the wrong answer in its cell."""
 
     def register(function: Callable[[World], str]) -> Callable[[World], str]:
         def write(world: World, student: str) -> None:
             world.submit(student, notebook({"answer-quantize": f"{WRONG}\nRIGHT = {RIGHT!r}\n{function(world)}"}))
 
-        _add(function.__name__, write, statuses)
+        _add(function.__name__, write, statuses, at_the_wall)
         return function
 
     return register
@@ -164,10 +164,10 @@ def file(*statuses: str) -> Callable[[Callable[[World, Path], None]], Callable[[
     return register
 
 
-def _add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...]) -> None:
+def _add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...], at_the_wall: bool = False) -> None:
     if name in ATTACKS:
         raise ValueError(f"two attacks are called {name}")
-    ATTACKS[name] = Attack(name, write, statuses or ("failed",))
+    ATTACKS[name] = Attack(name, write, statuses or ("failed",), at_the_wall)
 
 
 def notebook(answers: dict[str, str] | None = None, exercise: str = EXERCISE) -> dict:

@@ -179,7 +179,7 @@ def skeleton(page: Page) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("text", [
     EVIL, "{{7*7}}", "{{ self.__init__.__globals__ }}", "{% for x in ().__class__.__mro__ %}x{% endfor %}",
-    "<script>alert(1)</script>", "' onmouseover='alert(1)", '" style="position:fixed', "</pre></td></table><h1>10 of 10",
+    "<script>alert(1)</script>", "' onmouseover='alert(1)", '" style="position:fixed', "</pre></td></table><h1>10",
     "<!-- ", "]]>", "&lt;b&gt;", "&#60;b&#62;", "</style><style>*{display:none}", "=1+1",
 ])  # fmt: skip
 def test_hostile_text_stays_text_on_every_page(text):
