@@ -1,9 +1,8 @@
-"""What attacks aim at, and how an attack is written down.
+"""What attacks aim at, and how an attack is written.
 
 An attack is a function, named after what it tries, that gets the `World` and returns the code of an answer cell. The
-answer in that cell is wrong. Where the attack comes through to something that it must not reach, it says so by
-defining the right functions: then it scores. What it may break outside (files, processes, sockets), `World.broken`
-finds out.
+answer in that cell is wrong. If the attack reaches something that it must not reach, it defines the right functions,
+and so scores. `World.broken` finds what it broke outside (files, processes, sockets).
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class World:
         return path
 
     def broken(self) -> list[str]:
-        """Everything outside of the sandboxes that is not as it was."""
+        """Everything outside the sandboxes that has changed."""
         found = []
         for what, each in (("TCP", self.listener), ("abstract", self.abstract)):
             try:

@@ -336,7 +336,7 @@ def test_the_last_word_on_a_submission_counts(tmp_path):
     ("alice,ex01,-1,why", "at least 0"), ("alice,ex01,nan,why", "at least 0"), ("alice,ex01,inf,why", "at least 0"),
     ("alice,ex01,3,", "must not be empty"), (",ex01,3,why", "must not be empty"),
     ("alice,ex01,3,a,b", "a reason with a comma needs quotes"),
-    ("alice,ex01,3,a\nalice,ex01,4,b", "line 3: alice and ex01 stand in an earlier line"),
+    ("alice,ex01,3,a\nalice,ex01,4,b", "line 3: alice and ex01 are in an earlier line"),
 ])  # fmt: skip
 def test_a_line_that_cannot_be_meant_stops_before_anything_is_written(tmp_path, line, message):
     (tmp_path / "overrides.csv").write_text(f"student,exercise,score,reason\n{line}\n")
