@@ -1,4 +1,4 @@
-"""`collect`, `check`, `progress`, `override` and `export`, as they are typed."""
+"""`collect`, `check`, `progress`, `override` and `export`, as typed on the command line."""
 
 from __future__ import annotations
 

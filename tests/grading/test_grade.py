@@ -1,4 +1,4 @@
-"""Grading a class: resumed runs, partial credit, odd names, and that nobody's trouble is another's."""
+"""Grading a class: resumed runs, partial credit, odd names, and one submission's trouble is not another's."""
 
 from __future__ import annotations
 

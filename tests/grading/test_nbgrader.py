@@ -1,4 +1,4 @@
-"""A course on nbgrader can take over the notebooks: its own tools accept solutions, and reject stubs."""
+"""A course on nbgrader can use the notebooks as they are: its tools accept solutions and reject stubs."""
 
 from __future__ import annotations
 

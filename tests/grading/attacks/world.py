@@ -36,7 +36,7 @@ WRONG_DEQUANTIZE = "def dequantize_int8(q, scale):\n    return torch.ones(7)\n"
 
 @dataclass
 class World:
-    """A course, a class and a grader, all below one folder."""
+    """A course, a class and a grader, all in one folder."""
 
     folder: Path
     seed: int = 918273645546372819 % 2**40
@@ -149,7 +149,7 @@ def edit(*statuses: str) -> Callable[[Callable[[dict], object]], Callable[[dict]
 
 
 def file(*statuses: str) -> Callable[[Callable[[World, Path], None]], Callable[[World, Path], None]]:
-    """Register a function that makes the file itself."""
+    """Register a function that writes the file itself."""
 
     def register(function: Callable[[World, Path], None]) -> Callable[[World, Path], None]:
         def write(world: World, student: str) -> None:

@@ -1,4 +1,4 @@
-"""Reports: the right numbers, everything escaped, nothing that a student must not see, and scores set by hand."""
+"""Reports: right numbers, everything escaped, nothing that a student must not see, and scores set by hand."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def probe_or_skip(process: WarmProcess) -> None:
 
 
 def says(warm: WarmProcess, source: str, limits: Limits | None = None) -> str | None:
-    """The error that a cell ends with, by which it can say something."""
+    """The error that a cell ends with, which is how it reports something."""
     return warm.run([("cell", source)], limits=limits).cells[0]
 
 
