@@ -1,8 +1,8 @@
 """Between the grader and a sandbox: starts the process inside, watches it, ends it, and cleans up after it.
 
 One supervisor is forked from the warm process for each run. It is trusted, but knows no secret: neither the seed nor
-any reference answer. It forwards the frames (`kernel.FRAME`) from inside to the grader, within limits on their number and
-length, and finally reports in a frame of its own how the run ended.
+any reference answer. It forwards the frames (`kernel.FRAME`) from inside to the grader, within limits on their number
+and length, and finally reports in a frame of its own how the run ended.
 """
 
 from __future__ import annotations
