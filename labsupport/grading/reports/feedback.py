@@ -51,7 +51,7 @@ def _section(row: Row) -> dict[str, object]:
         "passed": row.score >= row.max_score,
         "status": row.status,
         "meaning": MEANING[row.status],
-        "message": row.message if is_overridden(row) or not row.checks else "",
+        "message": row.message if is_overridden(row) or not row.checks else None,
         "checks": [
             {
                 "name": check.name,
