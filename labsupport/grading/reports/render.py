@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 
 def render(template: str, **values: object) -> str:
@@ -20,7 +19,7 @@ def render(template: str, **values: object) -> str:
 
 def printable(value: object) -> object:
     """A text without the control characters and lone surrogates that no page may hold; anything else as it is."""
-    if not isinstance(value, str) or isinstance(value, Markup):  # markup: what a macro made, of values seen before
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # a macro's markup, in which every value was seen
         return value
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
 

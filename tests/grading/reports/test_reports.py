@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
-from markupsafe import Markup, escape
 
 from labsupport.checks import exercise
 from labsupport.grading.intake.roster import Roster, Student
@@ -161,7 +160,7 @@ def test_every_text_is_escaped(tmp_path, where):
     for path in pages:
         assert path.parent in (tmp_path, tmp_path / "feedback")
         assert_harmless(path.read_text())
-    assert any(escape(EVIL) in path.read_text() for path in pages)
+    assert any(EVIL in Page(path.read_text()).text for path in pages)
 
 
 def everywhere(text: str) -> list[Row]:
@@ -212,7 +211,6 @@ def test_a_template_marks_nothing_as_safe_and_lacks_nothing():
         assert not re.search(r"\|\s*(safe|tojson)|autoescape|Markup", text), path.name
     with pytest.raises(UndefinedError, match="'submissions' is undefined"):
         rendering.render("class_report.html.j2", title="Class report")
-    assert rendering.printable(made := Markup("<b>\x1b</b>")) is made  # a macro's own markup passes
 
 
 def test_a_strange_name_of_a_student_stays_in_the_folder(tmp_path):
