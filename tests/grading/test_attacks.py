@@ -67,13 +67,25 @@ def levels() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def graded(request, levels, tmp_path_factory):
-    """(world, rows by student, level) of a class with these attacks, and honest students among them."""
-    stronger, names = CLASSES[request.param]
-    if len(levels) <= stronger:
-        pytest.skip(f"of the levels of isolation only {', '.join(levels) or 'none'} works here")
-    level = levels[stronger]
-    world = World(tmp_path_factory.mktemp("class"))
+def class_of(levels, tmp_path_factory):
+    """Name of a class -> (world, rows by student, level); each class is graded once, when it is first asked for."""
+    graded: dict[str, tuple[World, dict[str, Row], str]] = {}
+
+    def grade_once(name: str) -> tuple[World, dict[str, Row], str]:
+        stronger, names = CLASSES[name]
+        if len(levels) <= stronger:
+            pytest.skip(f"of the levels of isolation only {', '.join(levels) or 'none'} works here")
+        if name not in graded:
+            graded[name] = grade_a_class(World(tmp_path_factory.mktemp("class")), names, levels[stronger])
+        return graded[name]
+
+    yield grade_once
+    for world, _, _ in graded.values():
+        world.close()
+
+
+def grade_a_class(world: World, names: list[str], level: str) -> tuple[World, dict[str, Row], str]:
+    """A class with these attacks, and honest students among them."""
     temporary = world.folder / "temporary"
     temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -88,8 +100,12 @@ def graded(request, levels, tmp_path_factory):
         rows = grade(
             world.submissions, world.out, workers=2, seed=world.seed, timeout=9, course=world.course, progress=False
         )
-        yield world, {row.student: row for row in rows}, level
-    world.close()
+    return world, {row.student: row for row in rows}, level
+
+
+@pytest.fixture
+def graded(request, class_of):
+    return class_of(request.param)
 
 
 EVERY_CLASS = pytest.mark.parametrize(
