@@ -1,12 +1,9 @@
-"""The command `labsupport`. Torch and the algorithms are imported inside the commands, so that `--help` is quick."""
+"""The command `labsupport`. Torch and the algorithms are imported inside the commands, so that `--help` is fast."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +13,7 @@ import typer
 
 from labsupport import __version__
 from labsupport.console import errors_as_one_line
+from labsupport.files import replacing_folder
 from labsupport.grading import commands as grading_commands
 from labsupport.serving import commands as serving_commands
 
@@ -42,7 +40,7 @@ class Method(StrEnum):
 
 
 def main() -> None:
-    """The console script. Text that the terminal cannot encode is escaped, never a crash."""
+    """The console script. Characters that the terminal cannot encode are escaped instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -58,17 +56,17 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings for programs.")] = False) -> None:
-    """Say what is installed, which device, which models are cached, what is missing and how to get it.
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Report what is installed, which devices and cached models there are, what is missing and how to get it.
 
-    Ends with 0 if every chapter can be worked through, else with 1.
+    Exits with 0 if every chapter can be run, else with 1.
     """
     from labsupport import doctor
 
@@ -80,21 +78,21 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 @app.command()
 def compress(
     model: Annotated[str, typer.Argument(help="tiny, smollm2-135m, or a folder with a Hugging Face Llama.")],
-    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")],
     method: Annotated[Method, typer.Option(help="The algorithm.")] = Method.gptq,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits a weight.")] = 4,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits per weight.")] = 4,
     group_size: Annotated[int, typer.Option(min=1, help="Weights that share a scale.")] = 64,
     calibration: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text file; without it the course's calibration text.")
+        Path | None, typer.Option(help="A UTF-8 text file; default: the course's calibration text.")
     ] = None,
     sequences: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 16,
-    seq_len: Annotated[int, typer.Option(min=1, help="Tokens in each.")] = 512,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per calibration sequence.")] = 512,
     evaluate: Annotated[bool, typer.Option(help="Measure the perplexity before and after.")] = False,
 ) -> None:
-    """Compress a model and write its integers and scales as safetensors, with a report as JSON."""
+    """Compress a model and write its integers and scales as safetensors, with a JSON report."""
     with errors_as_one_line():
         if out.exists():
-            raise ValueError(f"--out must be a folder that is not there yet; {out} exists")
+            raise ValueError(f"--out must be a folder that does not exist yet; {out} exists")
         from labsupport.lm import ModelNotAvailable, corpus, load_lm
         from labsupport.quantization import quantize_model
 
@@ -122,11 +120,11 @@ def compress(
 
 @app.command()
 def train(
-    out: Annotated[Path | None, typer.Option(help="Folder for the weights; without it the package's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the weights; default: the package's own.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Train the `tiny` model on text that every Python carries. Interrupt it at any time: the next run goes on."""
+    """Train the `tiny` model on text that ships with Python. It can be interrupted: the next run resumes."""
     with errors_as_one_line():
         from labsupport.lm.load import TINY_FOLDER
         from labsupport.lm.train import train as train_tiny
@@ -137,9 +135,9 @@ def train(
 @app.command()
 def release(
     course_dir: Annotated[Path, typer.Option(help="The folder that holds solutions/ and exercises/.")] = Path(),
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if an exercise is out of step.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if an exercise is out of date.")] = False,
 ) -> None:
-    """Generate the exercises from their solutions."""
+    """Generate the exercises from the solutions."""
     with errors_as_one_line():
         from labsupport.grading.release import release as release_exercises
 
@@ -152,20 +150,13 @@ def save_compressed(model: nn.Module, record: dict[str, Any], folder: Path) -> N
     """Write ``model.safetensors`` and ``compression.json``; the folder appears complete or not at all."""
     from safetensors.torch import save_file
 
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as temporary:
         save_file(_without_ties(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "compression.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's folders are closed to others
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One name a tensor: safetensors refuses tensors that share memory, as a tied embedding and head do."""
+    """One name per tensor: safetensors refuses tensors that share memory, as a tied embedding and head do."""
     kept: dict[int, str] = {}
     for name, tensor in state.items():
         if tensor.numel():

@@ -1,4 +1,4 @@
-"""What all commands share."""
+"""What all commands of the command line share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """What a user can mend is said in a sentence, without a traceback."""
+    """An error that the user can fix ends the command with one line and exit code 2, without a traceback."""
     try:
         yield
     except ModuleNotFoundError as error:

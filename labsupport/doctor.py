@@ -1,7 +1,7 @@
 """`labsupport doctor`: what is installed, which device, which models are cached, what is missing and how to get it.
 
 Every examination is a function that returns findings. One that fails becomes a finding itself: a doctor that crashes
-on a broken installation is of no use.
+on a broken installation is useless.
 """
 
 from __future__ import annotations
@@ -10,27 +10,20 @@ import os
 import platform
 import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
 
-from labsupport import COURSE_URL, __version__
+from labsupport import COURSE_URL, __version__, requirements
+from labsupport.chromium import find_chromium
 
 State = Literal["ok", "note", "missing"]  # note: something optional is absent; missing: a chapter cannot run
 
-PACKAGE = Path(__file__).parent
 CHAPTERS = 4  # notebooks that exist; a test counts them
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM_APPS = (
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)
 WIDGET_MANAGER = "@jupyter-widgets/jupyterlab-manager"
 EXTRAS = {
     "lab": "JupyterLab",
@@ -78,7 +71,7 @@ def verdict(findings: Iterable[Finding]) -> tuple[bool, str]:
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as plain text, a paragraph an area."""
+    """The findings as plain text, one paragraph per area."""
     width = max((len(finding.name) for finding in findings), default=0)
     lines = []
     area = ""
@@ -100,36 +93,28 @@ def as_dict(findings: list[Finding]) -> dict[str, object]:
 
 
 def chapters() -> str:
-    """The chapters that this version holds: "chapter 1", "chapters 1 to 3"."""
+    """The chapters of this version: "chapter 1", "chapters 1 to 3"."""
     return "chapter 1" if CHAPTERS == 1 else f"chapters 1 to {CHAPTERS}"
 
 
 def machine() -> Iterable[Finding]:
     area = "this machine"
-    yield Finding(area, "labsupport", f"{__version__} in {PACKAGE}")
+    yield Finding(area, "labsupport", f"{__version__} in {requirements.PACKAGE}")
     yield Finding(area, "Python", f"{platform.python_version()} ({sys.executable})")
     yield Finding(area, "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
 
     import psutil
 
     memory = psutil.virtual_memory()
-    enough = memory.available >= 2 * 2**30
-    yield Finding(
-        area,
-        "memory",
-        f"{gib(memory.available)} of {gib(memory.total)} available",
-        "ok" if enough else "note",
-        "" if enough else "close other programs: SmolLM2 needs 2 GiB, `tiny` much less",
-    )
-    free = shutil.disk_usage(PACKAGE).free
-    enough = free >= 3 * 2**30
-    yield Finding(
-        area,
-        "disk",
-        f"{gib(free)} free",
-        "ok" if enough else "note",
-        "" if enough else "free some space: an installation takes 2 GiB, SmolLM2 another 0.6 GiB",
-    )
+    detail, enough = f"{gib(memory.available)} of {gib(memory.total)} available", memory.available >= 2 * 2**30
+    yield _enough(area, "memory", detail, enough, "close other programs: SmolLM2 needs 2 GiB, `tiny` much less")
+    free = shutil.disk_usage(requirements.PACKAGE).free
+    remedy = "free some space: an installation takes 2 GiB, SmolLM2 another 0.6 GiB"
+    yield _enough(area, "disk", f"{gib(free)} free", free >= 3 * 2**30, remedy)
+
+
+def _enough(area: str, name: str, detail: str, enough: bool, remedy: str) -> Finding:
+    return Finding(area, name, detail) if enough else Finding(area, name, detail, "note", remedy)
 
 
 def accelerators() -> Iterable[Finding]:
@@ -155,7 +140,7 @@ def accelerators() -> Iterable[Finding]:
 
 
 def cpu_features() -> str:
-    """What decides the speed of integer matrix products: "AVX2", "AVX512 with VNNI", ..."""
+    """The instructions that decide how fast integer matrix products are: "AVX2", "AVX512 with VNNI", ..."""
     import torch
 
     features = []
@@ -171,15 +156,15 @@ def cpu_features() -> str:
 def core_packages() -> Iterable[Finding]:
     area = "packages"
     unsatisfied = []
-    for requirement in requirements(extra=None):
-        installed = version(requirement.name)
+    for requirement in requirements.declared(extra=None):
+        installed = requirements.version(requirement.name)
         if installed is None:
             unsatisfied.append(str(requirement))
-            yield Finding(area, requirement.name, "not installed", "missing", pip_install())
+            yield Finding(area, requirement.name, "not installed", "missing", requirements.pip_install())
         elif not requirement.specifier.contains(installed, prereleases=True):
             unsatisfied.append(str(requirement))
             needed = f"{installed}, but {requirement.specifier} is needed"
-            yield Finding(area, requirement.name, needed, "missing", pip_install())
+            yield Finding(area, requirement.name, needed, "missing", requirements.pip_install())
         else:
             yield Finding(area, requirement.name, installed)
 
@@ -187,43 +172,51 @@ def core_packages() -> Iterable[Finding]:
 def extras() -> Iterable[Finding]:
     area = "extras"
     for extra, purpose in EXTRAS.items():
-        needed = requirements(extra)
-        absent = [each.name for each in needed if not satisfied(each)]
+        needed = requirements.declared(extra)
+        absent = [each.name for each in needed if not requirements.satisfied(each)]
         if absent:
             detail = f"for {purpose}: without {', '.join(absent)}"
-            yield Finding(area, extra, detail, "note", pip_install(extra))
+            yield Finding(area, extra, detail, "note", requirements.pip_install(extra))
         else:
             yield Finding(area, extra, f"for {purpose}: complete")
 
 
 def front_end() -> Iterable[Finding]:
-    """Whether sliders will show: a kernel, and a browser side that speaks ipywidgets' version."""
+    """Whether sliders will show: that takes a kernel, and a front end that matches ipywidgets."""
     area = "notebooks"
     if find_spec("google") is not None and find_spec("google.colab") is not None:
-        yield Finding(area, "front end", "Google Colab, which brings its own")
+        yield Finding(area, "front end", "Google Colab, which has its own")
         return
-    if version("ipykernel") is None:
-        yield Finding(area, "kernel", "ipykernel is not installed, so no notebook runs", "missing", pip_install("lab"))
+    if requirements.version("ipykernel") is None:
+        yield Finding(
+            area,
+            "kernel",
+            "ipykernel is not installed, so no notebook runs",
+            "missing",
+            requirements.pip_install("lab"),
+        )
         return
-    yield Finding(area, "kernel", f"ipykernel {version('ipykernel')}")
-    if version("jupyterlab") is None:
-        yield Finding(area, "JupyterLab", "not installed; VS Code needs none", "note", pip_install("lab"))
+    yield Finding(area, "kernel", f"ipykernel {requirements.version('ipykernel')}")
+    if requirements.version("jupyterlab") is None:
+        yield Finding(
+            area, "JupyterLab", "not installed; VS Code works without", "note", requirements.pip_install("lab")
+        )
         return
-    yield Finding(area, "JupyterLab", str(version("jupyterlab")))
+    yield Finding(area, "JupyterLab", str(requirements.version("jupyterlab")))
     yield widget_front_end(area)
 
 
 def widget_front_end(area: str) -> Finding:
-    """ipywidgets names the version of its browser side that it needs; it must be installed, and where Lab looks."""
+    """ipywidgets declares which version of its front end it needs; that must be installed where JupyterLab looks."""
     name = "jupyterlab_widgets"
-    needed = next((each for each in installed_requirements("ipywidgets") if each.name == name), Requirement(name))
-    installed, remedy = version(name), "python -m pip install --upgrade ipywidgets jupyterlab_widgets"
+    needed = next((each for each in requirements.of("ipywidgets") if each.name == name), Requirement(name))
+    installed, remedy = requirements.version(name), "python -m pip install --upgrade ipywidgets jupyterlab_widgets"
     if installed is None or not needed.specifier.contains(installed, prereleases=True):
-        detail = f"ipywidgets {version('ipywidgets')} needs {needed}; found {installed or 'none'}"
+        detail = f"ipywidgets {requirements.version('ipywidgets')} needs {needed}; found {installed or 'none'}"
         return Finding(area, "widgets", detail, "missing", remedy)
     if not any(WIDGET_MANAGER in str(file) for file in metadata.files(name) or ()):
         return Finding(area, "widgets", f"{name} {installed} lacks its JupyterLab extension", "missing", remedy)
-    return Finding(area, "widgets", f"ipywidgets {version('ipywidgets')}, {name} {installed}: they match")
+    return Finding(area, "widgets", f"ipywidgets {requirements.version('ipywidgets')}, {name} {installed}: they match")
 
 
 def models() -> Iterable[Finding]:
@@ -250,61 +243,7 @@ def browser() -> Iterable[Finding]:
         yield Finding(area, "Chromium", path)
     else:
         how = "apt-get install chromium" if shutil.which("apt-get") else "install Chromium or Google Chrome"
-        yield Finding(area, "Chromium", "not found; only `make test` needs it", "note", how)
-
-
-def find_chromium() -> str | None:
-    """Path of Chromium or Chrome, None if there is none."""
-    on_path = (shutil.which(name) for name in CHROMIUM_NAMES)
-    apps = (path for path in CHROMIUM_APPS if os.access(path, os.X_OK))
-    return next((path for path in (*on_path, *apps) if path), None)
-
-
-def requirements(extra: str | None) -> list[Requirement]:
-    """What pyproject.toml asks for: the core (None), or one extra, for this Python and system."""
-    declared = [Requirement(text) for text in declared_requirements(extra)]
-    return [each for each in declared if each.marker is None or each.marker.evaluate({"extra": extra or ""})]
-
-
-def declared_requirements(extra: str | None) -> list[str]:
-    """From pyproject.toml in a checkout (metadata of an editable installation may be old), else from the metadata."""
-    pyproject = PACKAGE.parent / "pyproject.toml"
-    if pyproject.is_file():
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-        if project["name"] == "labsupport":
-            return project["optional-dependencies"][extra] if extra else project["dependencies"]
-    all_of_them = metadata.requires("labsupport") or []
-    return [text for text in all_of_them if ("extra ==" in text) == (extra is not None)]
-
-
-def installed_requirements(name: str) -> list[Requirement]:
-    """What an installed package asks for, leaving out its extras; [] if it is absent."""
-    try:
-        declared = [Requirement(text) for text in metadata.requires(name) or []]
-    except metadata.PackageNotFoundError:
-        return []
-    return [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
-
-
-def satisfied(requirement: Requirement) -> bool:
-    installed = version(requirement.name)
-    return installed is not None and requirement.specifier.contains(installed, prereleases=True)
-
-
-def version(name: str) -> str | None:
-    """The installed version, None if there is none. Asks the metadata: importing everything would take long."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def pip_install(extra: str | None = None) -> str:
-    """The command that gets the core or an extra, in a checkout or from the course's address."""
-    suffix = f"[{extra}]" if extra else ""
-    if (PACKAGE.parent / "pyproject.toml").is_file():
-        return f'python -m pip install -c constraints.txt -e ".{suffix}"'
-    return f'python -m pip install "labsupport{suffix} @ git+{COURSE_URL}"'
+        yield Finding(area, "Chromium", "not found; only the browser tests need it", "note", how)
 
 
 def gib(size: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Where an older package can make a difference, and what it is: of the rest torch decides, the same in both environments.
+# Where an older package can make a difference, and which. All else is decided by torch, the same in both environments.
 AGAIN = (
     "widgets",  # ipywidgets 7, matplotlib, IPython 7
     "notebooks/test_exercises.py",  # nbval in IPython 7

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labsupport import doctor
+from labsupport import chromium, doctor, requirements
 from labsupport.doctor import Finding
 
 READY = [Finding("packages", "torch", "2.13"), Finding("extras", "serve", "absent", "note", "install serve")]
@@ -16,8 +16,8 @@ BROKEN = [*READY, Finding("packages", "numpy", "not installed", "missing", "inst
 def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     """Versions of packages to pretend; None: not installed."""
     pretended: dict[str, str | None] = {}
-    real = doctor.version
-    monkeypatch.setattr(doctor, "version", lambda name: pretended[name] if name in pretended else real(name))
+    real = requirements.version
+    monkeypatch.setattr(requirements, "version", lambda name: pretended[name] if name in pretended else real(name))
     return pretended
 
 
@@ -99,17 +99,6 @@ def test_every_extra_of_the_package_is_examined(root: Path) -> None:
     assert {each.name for each in doctor.extras()} == set(declared)
 
 
-def test_without_a_checkout_requirements_come_from_the_metadata(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    declared = ["torch>=2.9", 'jupyterlab>=4; extra == "lab"', 'nbval; extra == "test"']
-    monkeypatch.setattr(doctor, "PACKAGE", tmp_path / "labsupport")
-    monkeypatch.setattr(metadata, "requires", lambda name: declared)
-    assert [each.name for each in doctor.requirements(None)] == ["torch"]
-    assert [each.name for each in doctor.requirements("lab")] == ["jupyterlab"]
-    assert doctor.pip_install("lab").startswith('python -m pip install "labsupport[lab] @ git+https://')
-
-
 def test_a_kernel_is_needed_jupyterlab_is_not(versions: dict[str, str | None]) -> None:
     versions["jupyterlab"] = None
     assert states(list(doctor.front_end()))["JupyterLab"] == "note"
@@ -151,11 +140,11 @@ def test_an_examination_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_chromium_is_found_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "CHROMIUM_APPS", ())
+    monkeypatch.setattr(chromium, "APPS", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.find_chromium() is None
+    assert chromium.find_chromium() is None
     assert next(iter(doctor.browser())).state == "note"
     browser = tmp_path / "google-chrome"
     browser.write_text("#!/bin/sh\n")
     browser.chmod(0o755)
-    assert doctor.find_chromium() == str(browser)
+    assert chromium.find_chromium() == str(browser)

@@ -18,7 +18,8 @@ FLOORS = (
     {"serving"},
     {"widgets", "checks"},
     {"grading"},
-    {"cli", "doctor"},
+    {"doctor"},
+    {"cli"},
 )
 GROUND = {
     "labsupport",
@@ -26,6 +27,8 @@ GROUND = {
     "files",
     "progress",
     "timing",
+    "requirements",
+    "chromium",
 }  # small files without imports of their own, for everybody
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -1,11 +1,11 @@
 """The same jobs on a Dask cluster: ``labsupport grade ... --dask tcp://scheduler:8786``.
 
-A job carries the notebook and the pristine exercise, so workers need labsupport and nothing else; the sandbox is the
-worker's machine's, and each row says which level of isolation it had there. Start workers with one thread each
+A job carries the notebook and the pristine exercise, so workers need only labsupport. The sandbox is that of the
+worker's machine, and each row says which level of isolation it had there. Start workers with one thread each
 (``dask worker ADDRESS --nthreads 1 --nworkers 8``), on machines that hold nothing that you would not show a student.
 
-When a worker dies, the scheduler gives its jobs to another one. A job's key is made of all that decides its result, so
-a job that two clients send is run once, and whatever is run again gives one row.
+When a worker dies, the scheduler gives its jobs to another one. A job's key is a digest of everything that decides its
+result, so a job that two clients send runs once, and a job that runs again still gives one row.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ CONNECT, WAIT_FOR_WORKERS = 30.0, 60.0  # seconds
 
 
 def run_on_dask(address: str, jobs: Sequence[Job], function: Callable[[Job], Row] = grade_one) -> Iterator[Row]:
-    """Yield one row a job, as they come in. A job whose workers die again and again is a row with status ``error``.
+    """Yield one row per job, as they come in. A job whose workers keep dying gives a row with status ``error``.
 
     Raises:
-        ValueError: two jobs are the same.
+        ValueError: two jobs are identical.
         OSError: there is no scheduler at ``address``, or no worker within `WAIT_FOR_WORKERS` seconds.
     """
     from distributed import Client, as_completed  # part of the extra `grade`, and slow to import
 
     by_key = {job_key(job): job for job in jobs}
     if len(by_key) < len(jobs):
-        raise ValueError(f"jobs must differ, got {len(jobs)} jobs and {len(by_key)} different ones")
+        raise ValueError(f"jobs must differ, got {len(jobs)} jobs of which {len(by_key)} are distinct")
     with Client(address, timeout=CONNECT, set_as_default=False) as client:
         try:
             client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
@@ -44,11 +44,11 @@ def run_on_dask(address: str, jobs: Sequence[Job], function: Callable[[Job], Row
                 yield future.result()
             else:
                 yield _lost(job, future.exception())
-            future.release()  # the cluster forgets the answer as soon as we have it
+            future.release()  # the cluster need not keep a result that has arrived
 
 
 def job_key(job: Job) -> str:
-    """The same for the same job, on any machine."""
+    """A digest of the job, the same on every machine."""
     digest = hashlib.sha256()
     for field in fields(job):
         value = getattr(job, field.name)

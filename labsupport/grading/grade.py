@@ -1,10 +1,10 @@
 """Grade a class: ``SUBMISSIONS/<student>/<exercise>.ipynb`` -> ``GRADES``.
 
-Each submission becomes a `Job`, each job a `Row` (`job.grade_one`), and each row is on the disk as soon as it is
-known. Jobs are run by threads here: the work is done in the sandboxed processes that they wait for, one a thread, all
+Each submission becomes a `Job`, each job a `Row` (`job.grade_one`), and each row is written to disk as soon as it is
+known. Jobs are run by threads here: the work is done in the sandboxed processes that they wait for, one per thread, all
 forked from one warm process. With ``dask`` the same jobs go to a cluster.
 
-What was graded with the same seed, exercise and version, from the same bytes, is not graded again.
+A submission is not graded again if its bytes, the seed, the exercise and the version are those of its row.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm import tqdm
-
 import labsupport
 from labsupport import __version__
 from labsupport.checks import exercise, exercises
+from labsupport.files import write_atomically
 from labsupport.grading.intake.notebook import InvalidNotebook, read_file
 from labsupport.grading.job import Job, close_warm_processes, grade_one, is_current, warm_process
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.overrides import FILE as OVERRIDES
 from labsupport.grading.reports.overrides import read_overrides
 from labsupport.grading.reports.results import Results, Row, fingerprint, one_line
+from labsupport.progress import progress_bar
 
 SEED_FILE = "seed.txt"
 
@@ -45,18 +44,18 @@ def grade(
     """Grade what is new or changed, and write ``out``: results/, then the reports.
 
     Args:
-        workers: submissions that are graded at a time.
-        dask: address of a scheduler that has the work done instead.
-        seed: what the checks' inputs are drawn from; else that of ``out/seed.txt``, which is drawn if it is missing.
+        workers: submissions that are graded at the same time.
+        dask: address of a Dask scheduler to send the work to instead.
+        seed: of the checks' inputs; default: that of ``out/seed.txt``, which is drawn if it is missing.
         timeout: seconds for one submission; a single check or cell may take a third of it.
-        course: the folder that holds exercises/ as released; else the current one, or the one the package is in.
+        course: the folder that holds exercises/ as released; default: the current one, or the one the package is in.
         unsafe_no_sandbox: where no isolation works, grade without any.
 
     Returns:
         All rows of these submissions, by student and exercise.
 
     Raises:
-        ValueError: a folder or number is not what it must be.
+        ValueError: a folder does not exist or does not hold what it must, or a number is out of range.
         SandboxError: no isolation works here.
     """
     submissions, out = Path(submissions), Path(out)
@@ -67,7 +66,7 @@ def grade(
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
     pristine = read_exercises(course)
-    read_overrides(out / OVERRIDES)  # a mistake in it is better known before an hour of grading than after
+    read_overrides(out / OVERRIDES)  # better to know of a mistake in it before an hour of grading than after
     seed = _seed(out) if seed is None else seed
     results = Results(out)
     hidden = tuple(os.path.realpath(folder) for folder in (submissions, out, course or Path.cwd()))
@@ -85,9 +84,8 @@ def grade(
             rows.append(row)
         else:
             jobs.append(job)
-    for row in tqdm(
-        _run(jobs, workers, dask), total=len(jobs), desc="grading", unit="nb", disable=not progress or not jobs
-    ):
+    graded = _run(jobs, workers, dask)
+    for row in progress_bar(graded, "grading", "nb", enabled=progress and bool(jobs), total=len(jobs)):
         results.save(row)
         rows.append(row)
     rows.sort(key=lambda row: (row.student, row.exercise))
@@ -113,11 +111,11 @@ def read_exercises(course: Path | str | None = None) -> dict[str, bytes]:
 
 
 def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[str, str, Path]]:
-    """(student, exercise, path), by name. Links are not followed; what is no known exercise is told of, and left."""
+    """(student, exercise, path), by name. Links are not followed; files that are not a known exercise are reported."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
             if entry.is_symlink() or entry.is_dir() or entry.name.endswith(".ipynb"):
-                tqdm.write(f"left out: {one_line(entry.name)} is no folder of a student", file=sys.stderr)
+                print(f"left out: {one_line(entry.name)} is not a student's folder", file=sys.stderr)
             continue
         for file in sorted(os.scandir(entry.path), key=lambda file: file.name):
             name = file.name.removesuffix(".ipynb")
@@ -126,7 +124,7 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
             if name in known:
                 yield os.fsencode(entry.name).decode("utf-8", "backslashreplace"), name, Path(file.path)
             else:
-                tqdm.write(f"left out: {one_line(entry.name)}/{one_line(file.name)} is no exercise", file=sys.stderr)
+                print(f"left out: {one_line(entry.name)}/{one_line(file.name)} is not an exercise", file=sys.stderr)
 
 
 def _run(jobs: list[Job], workers: int, dask: str | None) -> Iterator[Row]:
@@ -138,21 +136,21 @@ def _run(jobs: list[Job], workers: int, dask: str | None) -> Iterator[Row]:
 
         yield from run_on_dask(dask, jobs)
         return
-    warm_process(jobs[0].hidden, jobs[0].unsafe_no_sandbox)  # fails before anything is graded, if no sandbox works
+    warm_process(jobs[0].hidden, jobs[0].unsafe_no_sandbox)  # if no sandbox works, fail before anything is graded
     pool = ThreadPoolExecutor(workers, thread_name_prefix="grade")
     try:
         futures = {pool.submit(grade_one, job): job for job in jobs}
         for future in as_completed(futures):
             try:
                 yield future.result()
-            except Exception as error:  # a bug of ours: the others are graded all the same
+            except Exception as error:  # a bug of ours must not stop the others
                 job = futures[future]
                 message = one_line(f"the grader failed: {type(error).__name__}: {error}")
                 points = exercise(job.exercise).points
                 yield Row(job.student, job.exercise, 0, points, "error", message)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        close_warm_processes()  # after Ctrl-C this ends what still runs
+        close_warm_processes()  # after Ctrl-C this ends what is still running
         pool.shutdown()
 
 
@@ -171,16 +169,14 @@ def _unreadable(student: str, name: str, seed: int, why: str) -> Row:
 
 
 def _seed(out: Path) -> int:
-    """That of an earlier run, so that it can be resumed; kept from other users of the machine."""
+    """That of an earlier run, so that it can be resumed; other users of the machine cannot read it."""
     path = out / SEED_FILE
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        write_atomically(path, f"{secrets.randbelow(2**40)}\n")
+        write_atomically(path, f"{secrets.randbelow(2**40)}\n", private=True)
     try:
         return int(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(f"{path} must hold one whole number; delete it to have one drawn") from None
+        raise ValueError(f"{path} must hold one whole number; delete it to draw a new one") from None
 
 
 def _report(out: Path, rows: list[Row], pristine: dict[str, bytes]) -> None:

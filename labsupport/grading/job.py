@@ -1,4 +1,4 @@
-"""One submission to grade: all that a worker needs (`Job`), and the grading of it (`grade_one`)."""
+"""One submission: all that a worker needs to grade it (`Job`), and the grading (`grade_one`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from labsupport.grading.reports.results import CheckResult, Row, fingerprint, on
 from labsupport.grading.sandbox.limits import Limits
 from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
 
-# Python's own MemoryError has no message, one that an answer raises on purpose usually has
+# Python's own MemoryError has no message; one that an answer raises on purpose usually has one
 _OUT_OF_MEMORY = re.compile(r"raised MemoryError(?!:)|ArrayMemoryError|can't allocate memory|not enough memory")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Plain data, so that it can be sent to another machine."""
+    """Plain data, which can be sent to another machine."""
 
     student: str
     exercise: str
@@ -38,7 +38,7 @@ class Job:
 
 
 def grade_one(job: Job) -> Row:
-    """Grade one submission in a sandbox. Never raises for anything that a student can do.
+    """Grade one submission in a sandbox. Nothing that a student can do makes it raise.
 
     Raises:
         SandboxError: no isolation works on this machine (see `warm.WarmProcess`).
@@ -68,18 +68,18 @@ def grade_one(job: Job) -> Row:
 
 
 def digest(data: bytes) -> str:
-    """Of a notebook, byte by byte."""
+    """The SHA-256 of a notebook's bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def is_current(row: Row, job: Job) -> bool:
-    """Whether grading ``job`` again would tell nothing new."""
+    """Whether grading ``job`` again would give the same row."""
     wanted = (digest(job.data), digest(job.pristine), fingerprint(job.seed), __version__)
     return (row.digest, row.exercise_digest, row.seed_fingerprint, row.version) == wanted and row.status != "error"
 
 
 class _Run:
-    """The runs of one submission: one as a rule, one more for each that was cut short in the middle of a check."""
+    """The runs of one submission: usually one, and one more for each run that a check cut short."""
 
     def __init__(self, warm: WarmProcess, job: Job, graded: Exercise, submission: Submission) -> None:
         self.graded, self.submission, self.level = graded, submission, warm.level
@@ -98,7 +98,7 @@ class _Run:
             self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
 
     def _take(self, outcome: Outcome, wanted: list[int]) -> list[int]:
-        """Note what came of the checks; those that a fresh run may still get to are returned."""
+        """Record the results of the checks; return those that a fresh run may still get to."""
         self.seconds += outcome.seconds
         self.cpu_seconds += outcome.cpu_seconds
         self.memory_bytes = max(self.memory_bytes, outcome.memory_bytes)
@@ -111,13 +111,13 @@ class _Run:
             elif index in outcome.failures:
                 self.failures[index] = _failure_of(outcome.failures[index])
         left = [index for index in wanted if index not in self.values and index not in self.failures]
-        if outcome.done and not outcome.ended:  # it says so; what it did not send, it has not
+        if outcome.done and not outcome.ended:  # it claims to be done: what it did not send does not exist
             for index in left:
                 self.failures[index] = ("exited", "your code kept it from running")
             return []
         reached = [index for index in left if index in outcome.started]
         cause = _cause(outcome)
-        if not reached:  # a cell of the notebook ended it: so it would again
+        if not reached:  # a cell of the notebook ended it, and would again
             self.failures |= dict.fromkeys(left, (cause[0], f"{cause[1]} while its cells ran"))
             return []
         self.failures[reached[0]] = cause
@@ -163,7 +163,7 @@ class _Run:
 
 
 def _judge(check: Check, inputs: Mapping[str, Any], data: bytes) -> Verdict:
-    """The verdict, out here, on values that nobody vouches for."""
+    """The verdict, reached outside of the sandbox, on untrusted values."""
     try:
         values = decode(data)
     except (ValueError, MemoryError):
@@ -202,19 +202,22 @@ def _no_points(graded: Exercise, why: str, attempted: bool = True) -> tuple[Chec
 
 @lru_cache(maxsize=32)
 def _draw(name: str, seed: int) -> tuple[dict[int, bytes], dict[int, dict[str, Any]]]:
-    """Inputs of every check: as sent into the sandbox, and whole. `Check.verdict` does not change them."""
+    """The inputs of every check: encoded for the sandbox without the private ones, and whole.
+
+    Both are shared between submissions: `Check.verdict` does not change them.
+    """
     drawn = {index: check.inputs(seed) for index, check in enumerate(exercise(name).checks)}
     shown = {index: {k: v for k, v in inputs.items() if not k.startswith("_")} for index, inputs in drawn.items()}
     return {index: encode(inputs) for index, inputs in shown.items()}, drawn
 
 
-# One warm process a process that grades: importing torch takes longer than grading a submission.
+# One warm process per grading process: importing torch takes longer than grading a submission.
 _warm: dict[tuple[tuple[str, ...], bool], WarmProcess] = {}
 _warm_lock = threading.Lock()
 
 
 def warm_process(hidden: tuple[str, ...] = (), unsafe_no_sandbox: bool = False) -> WarmProcess:
-    """This process's warm process, started when it is first asked for; it ends with this one."""
+    """This process's warm process, started when it is first needed; it ends with this process."""
     with _warm_lock:
         key = (hidden, unsafe_no_sandbox)
         if key not in _warm:
@@ -224,7 +227,7 @@ def warm_process(hidden: tuple[str, ...] = (), unsafe_no_sandbox: bool = False) 
 
 @atexit.register
 def close_warm_processes() -> None:
-    """End them; the next job starts a new one."""
+    """End all of them; the next job starts a new one."""
     with _warm_lock:
         while _warm:
             _warm.popitem()[1].close()

@@ -1,8 +1,8 @@
-"""nbgrader's cell metadata, so that a course that runs on nbgrader can take over the notebooks as they are.
+"""nbgrader's cell metadata, so that a course that runs on nbgrader can use the notebooks as they are.
 
-nbgrader knows a cell by `metadata.nbgrader` (schema version 3, https://nbgrader.readthedocs.io): a `solution` cell is
-the student's to fill, a `grade` cell earns its points if it raises nothing, and is restored before it is run. Answer
-cells are the first kind, check cells the second; both keep their cell id as `grade_id`.
+nbgrader reads `metadata.nbgrader` of a cell (schema version 3, https://nbgrader.readthedocs.io): students fill in a
+`solution` cell; a `grade` cell earns its points if it raises nothing, and is restored before it is run. Answer cells
+are of the first kind, check cells of the second; both keep their cell id as `grade_id`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ SCHEMA_VERSION = 3
 
 
 def annotate(notebook: Any, points: Mapping[str, int]) -> bool:
-    """Give the answer and check cells of ``notebook`` nbgrader's metadata, in place; whether anything changed.
+    """Give the answer and check cells of ``notebook`` nbgrader's metadata, in place; return whether anything changed.
 
     Args:
         points: id of a check cell -> its points.
 
     Raises:
-        ValueError: a check cell has no points, or points are for a cell that is no check cell.
+        ValueError: a check cell has no points, or points are given for a cell that is not a check cell.
     """
     checks = {cell.id for cell in notebook.cells if "check" in cell.metadata.get("tags", [])}
     if checks != points.keys():
@@ -38,7 +38,7 @@ def annotate(notebook: Any, points: Mapping[str, int]) -> bool:
 
 
 def check_points(exercise_name: str) -> dict[str, int] | None:
-    """Id of a check cell -> points of its check; None for a notebook that has no checks in `labsupport.checks`."""
+    """Id of a check cell -> points of its check; None for a notebook without checks in `labsupport.checks`."""
     from labsupport.checks import exercise, exercises  # imports torch: `labsupport --help` must not wait for it
 
     if exercise_name not in exercises():

@@ -1,7 +1,8 @@
-"""What grading with the public seed says of one's own notebook: behind `labsupport check` and `labsupport progress`.
+"""What grading with the public seed says of one's own notebook, for `labsupport check` and `labsupport progress`.
 
-It is the same `job.grade_one` that grades a class. Where no sandbox works (macOS, Windows, most containers), the cells
-run in this process instead: the code is the student's own, and a note says so. Never for someone else's notebook.
+The grader is the one that grades a class (`job.grade_one`). Where no sandbox works (macOS, Windows, many containers),
+the cells run in this process instead, as the code is the student's own, and a note says so. Never use it on someone
+else's notebook.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from labsupport import __version__
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
 from labsupport.grading.intake.notebook import Submission
 from labsupport.grading.job import Job, digest, grade_one
-from labsupport.grading.release import STUB, make_exercise, read_answers, read_notebook, to_text
+from labsupport.grading.reports.csv_safe import points
 from labsupport.grading.reports.results import CheckResult, Results, Row, fingerprint, one_line
+from labsupport.grading.stubs import STUB, make_exercise, read_answers, read_notebook, to_text
 
-IN_PROCESS = "none: the cells ran in this process, no sandbox works here"
-ME = "me"  # the one student of one's own results
+IN_PROCESS = "none: the cells ran in this process, as no sandbox works here"
+ME = "me"  # the only student in one's own results
 
 
 def check_own(path: Path, timeout: float = 60.0) -> Row:
     """Grade one notebook with the public seed.
 
     Raises:
-        ValueError: the file cannot be read, or its name says no exercise.
+        ValueError: the file cannot be read, or its name does not tell the exercise.
     """
     name = exercise_of(path)
     try:
@@ -45,7 +47,7 @@ def progress(folder: Path, cache: Path | None = None) -> list[tuple[str, Row | N
     """Every exercise of the course with the row of its notebook in ``folder``, None if there is none.
 
     Args:
-        cache: where rows are kept, so that only notebooks that changed run again.
+        cache: where rows are kept, so that only notebooks that have changed run again.
     """
     results = Results(cache) if cache is not None else None
     found = {exercise_of(path): path for path in sorted(folder.glob("*.ipynb")) if _is_exercise(path)}
@@ -61,8 +63,29 @@ def progress(folder: Path, cache: Path | None = None) -> list[tuple[str, Row | N
     return table
 
 
+def show(row: Row) -> str:
+    """What `check` prints: the verdict of every check, word for word as in the feedback page."""
+    lines = [f"{row.exercise}: {points(row.score)} of {points(row.max_score)} points, {row.status}"]
+    lines += [f"  {check.message}" for check in row.checks] or [f"  {row.message}"]
+    lines += [f"  note: {note}" for note in row.notes]
+    lines.append(f"  (public seed; sandbox: {row.isolation or 'no code ran'})")
+    return "\n".join(lines)
+
+
+def show_progress(table: list[tuple[str, Row | None]]) -> str:
+    """What `progress` prints."""
+    lines = [f"{'exercise':<28}{'points':>9}  state"]
+    for name, row in table:
+        score = points(row.score) if row is not None else 0
+        state = "no notebook" if row is None else row.status if row.status in ("ok", "not attempted") else row.message
+        lines.append(f"{name:<28}{f'{score} / {exercise(name).points}':>9}  {state}")
+    total = points(sum(row.score for _, row in table if row is not None))
+    lines.append(f"{'all':<28}{f'{total} / {sum(exercise(name).points for name, _ in table)}':>9}")
+    return "\n".join(lines)
+
+
 def exercise_of(path: Path) -> str:
-    """The exercise that the name of a file begins with, "ex04_gptq (1).ipynb" or "ex04.ipynb".
+    """The exercise with which a file's name begins, as in "ex04_gptq (1).ipynb" or "ex04.ipynb".
 
     Raises:
         ValueError: there is none.
@@ -74,7 +97,7 @@ def exercise_of(path: Path) -> str:
 
 
 def pristine_of(path: Path, name: str) -> bytes:
-    """The exercise as handed out: made from the course's solution if that is near, else the notebook with stubs."""
+    """The exercise as handed out: made from the course's solution if that is at hand, else the notebook with stubs."""
     for folder in (path.resolve().parent.parent, Path.cwd()):
         solution = folder / "solutions" / f"{name}.ipynb"
         if solution.is_file():
@@ -86,7 +109,7 @@ def pristine_of(path: Path, name: str) -> bytes:
                 cell.source = STUB
         return to_text(own).encode()
     except Exception as error:  # nbformat, json and the decoder each raise their own
-        raise ValueError(f"{path.name} is no notebook that can be read: {one_line(str(error))}") from None
+        raise ValueError(f"{path.name} is not a readable notebook: {one_line(str(error))}") from None
 
 
 def _grade_in_process(job: Job) -> Row:

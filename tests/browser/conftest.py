@@ -32,7 +32,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from labsupport.doctor import find_chromium
+from labsupport.chromium import find_chromium
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM_ARGUMENTS = [

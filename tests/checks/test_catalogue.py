@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
-from labsupport.grading.release import cut_solution
+from labsupport.grading.stubs import cut_solution
 
 CATALOGUE = runpy.run_path(str(Path(__file__).parent / "catalogue" / "load.py"))
 ANSWERS = {name: CATALOGUE["answers"](name) for name in exercises()}

@@ -1,7 +1,12 @@
-"""A class in which nearly everybody cheats: nobody gains by it, and the honest few get what they earned."""
+"""A class in which nearly everybody cheats: nobody gains by it, and the honest few get what they earned.
+
+Every attack is made once at the strongest level of isolation that works here, and some at the second level. The slow
+tests make all attacks that a level of isolation has to hold off at the second level too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,60 +20,105 @@ sys.path.insert(0, str(Path(__file__).parent))
 from attacks import on_the_file, on_the_machine, on_the_notebook, on_the_verdict  # noqa: F401
 from attacks.world import ATTACKS, RIGHT, World, notebook
 
+from labsupport.grading import grade as grading
 from labsupport.grading import job as jobs
 from labsupport.grading.grade import grade
 from labsupport.grading.reports.results import Row
-from labsupport.grading.sandbox import zygote
+from labsupport.grading.sandbox.limits import LEVELS
 from labsupport.grading.sandbox.warm import SandboxError, WarmProcess
 
-pytestmark = pytest.mark.slow
 PARTLY_RIGHT = {"answer-quantize": RIGHT.split("def dequantize")[0]}
 HONEST = {"right": {"answer-quantize": RIGHT, "answer-dequantize": RIGHT}, "half": PARTLY_RIGHT, "wrong": {}}
 EARNED = {"right": 10, "half": 6, "wrong": 0}
+AT_THE_WALL = [name for name, attack in ATTACKS.items() if attack.at_the_wall]
+# One of each kind: files read and written, the network, other processes, the rights of root, what is left behind.
+FEW = [
+    "read_the_solutions", "read_home", "read_the_graders_memory", "write_to_gradebook_home_and_course",
+    "reach_the_network", "kill_everything_in_sight", "system_calls_for_more_rights", "devices", "disk_bomb",
+    "leave_a_file_for_a_friend", "find_the_file_of_a_friend", "leave_a_daemon",
+]  # fmt: skip
+# (how many levels that work here are stronger, attacks)
+CLASSES = {"strongest": (0, [*ATTACKS]), "second, some": (1, FEW), "second, all": (1, AT_THE_WALL)}
+SLOW = {"second, all": pytest.mark.slow}
 
 
-def processes_inside() -> list[str]:
-    """Command lines of processes that a sandbox, or a warm process, may have left."""
+def processes_inside(folder: Path) -> list[str]:
+    """Command lines of warm processes whose files lie in ``folder``, and of all that these have started."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if "labsupport.grading.sandbox.zygote" in command or folder.stat().st_uid >= zygote.FIRST_UID:
-                found.append(command)
+            if os.fsencode(folder) in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
     return found
 
 
-@pytest.fixture(scope="module", params=["namespaces", "landlock"])
-def graded(request, tmp_path_factory):
-    """(world, rows by student) of a class with every attack, and honest students among them."""
-    world = World(tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def levels() -> list[str]:
+    """The levels of isolation that work here, the strongest first."""
+    found = []
+    with WarmProcess(level="none") as warm:
+        for level in LEVELS[:-1]:
+            with contextlib.suppress(SandboxError):
+                warm.probe(level)
+                found.append(level)
+    return found
+
+
+@pytest.fixture(scope="module")
+def class_of(levels, tmp_path_factory):
+    """Name of a class -> (world, rows by student, level); each class is graded once, when it is first asked for."""
+    graded: dict[str, tuple[World, dict[str, Row], str]] = {}
+
+    def grade_once(name: str) -> tuple[World, dict[str, Row], str]:
+        stronger, names = CLASSES[name]
+        if len(levels) <= stronger:
+            pytest.skip(f"of the levels of isolation only {', '.join(levels) or 'none'} works here")
+        if name not in graded:
+            graded[name] = grade_a_class(World(tmp_path_factory.mktemp("class")), names, levels[stronger])
+        return graded[name]
+
+    yield grade_once
+    for world, _, _ in graded.values():
+        world.close()
+
+
+def grade_a_class(world: World, names: list[str], level: str) -> tuple[World, dict[str, Row], str]:
+    """A class with these attacks, and honest students among them."""
     temporary = world.folder / "temporary"
     temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("ATTACK_SECRET", "attack-secret")
         patch.setenv("HOME", str(world.home))
-        patch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level=request.param))
-        for number, (name, attack) in enumerate(ATTACKS.items()):
-            attack.write(world, f"attack-{name}")
+        patch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level=level))
+        for number, name in enumerate(names):
+            ATTACKS[name].write(world, f"attack-{name}")
             for kind, answers in HONEST.items() if number % 12 == 0 else ():
                 world.submit(f"{name}-{kind}", notebook(answers))
-        try:
-            with WarmProcess(level=request.param) as warm:
-                warm.probe()
-        except SandboxError as error:
-            pytest.skip(f"{request.param} does not work here: {error}")
         rows = grade(
             world.submissions, world.out, workers=2, seed=world.seed, timeout=9, course=world.course, progress=False
         )
-        yield world, {row.student: row for row in rows}
-    world.close()
+    return world, {row.student: row for row in rows}, level
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_gains_nothing(name: str, graded) -> None:
+@pytest.fixture
+def graded(request, class_of):
+    return class_of(request.param)
+
+
+EVERY_CLASS = pytest.mark.parametrize(
+    "graded", [pytest.param(name, marks=SLOW.get(name, ())) for name in CLASSES], indirect=True
+)
+
+
+@pytest.mark.parametrize(
+    "graded, name",
+    [pytest.param(c, name, marks=SLOW.get(c, ())) for c, (_, names) in CLASSES.items() for name in names],
+    indirect=["graded"],
+)
+def test_an_attack_gains_nothing(graded, name: str) -> None:
     row: Row = graded[1][f"attack-{name}"]
     assert row.score == 0, row
     assert row.status in ATTACKS[name].statuses, row
@@ -76,42 +126,47 @@ def test_an_attack_gains_nothing(name: str, graded) -> None:
     assert "\n" not in row.message and len(row.message) <= 500
 
 
+@EVERY_CLASS
 def test_the_honest_get_what_they_earned(graded) -> None:
-    _, rows = graded
+    _, rows, _ = graded
     honest = {student: row for student, row in rows.items() if not student.startswith("attack-")}
-    assert len(honest) >= 20
+    assert len(honest) >= 3 and len(honest) >= len(rows) // 6
     for student, row in honest.items():
         kind = student.rpartition("-")[2]
         assert row.score == EARNED[kind], row
         assert row.status == ("ok" if kind == "right" else "failed"), row
 
 
-def test_every_row_says_how_it_was_isolated(graded, request) -> None:
-    world, rows = graded
-    levels = {row.isolation for row in rows.values() if row.status not in ("invalid notebook", "not attempted")}
-    assert levels == {world.folder.name.rstrip("0123456789")}
+@EVERY_CLASS
+def test_every_row_says_how_it_was_isolated(graded) -> None:
+    _, rows, level = graded
+    assert {row.isolation for row in rows.values() if row.status not in ("invalid notebook", "not attempted")} == {
+        level
+    }
 
 
+@EVERY_CLASS
 def test_the_machine_is_left_clean(graded) -> None:
-    world, _ = graded
+    world, _, _ = graded
     assert world.broken() == []
     assert os.listdir(world.folder / "temporary") == []
     for _ in range(100):
-        if not processes_inside():
+        if not processes_inside(world.folder):
             return
         time.sleep(0.1)
-    assert processes_inside() == []
+    assert processes_inside(world.folder) == []
 
 
+@EVERY_CLASS
 def test_what_students_see_holds_no_secret(graded) -> None:
-    world, rows = graded
+    world, rows, _ = graded
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (world.out / "feedback").iterdir()}
     assert pages.keys() == rows.keys()
     pages["grades"] = (world.out / "grades.csv").read_text(encoding="utf-8")
     for name, text in pages.items():
         assert str(world.seed) not in text and "attack-secret" not in text, name
         assert name == "grades" or ("<script>alert" not in text and "<img src=x" not in text), name
-        if not name.startswith("attack-"):  # those show the attack's own code, where these paths stand
+        if not name.startswith("attack-"):  # those show the attack's own code, which names these paths
             assert str(world.folder) not in text, name
     kept = [json.loads(path.read_text()) for path in (world.out / "results").rglob("*.json")]
     assert len(kept) == len(rows) and str(world.seed) not in json.dumps(kept)
@@ -121,7 +176,17 @@ def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> No
     """So the tests above can fail. Only attacks that do no harm."""
     names = ("read_home", "read_other_submissions", "read_the_catalogue_of_answers", "reach_the_network")
     world = World(tmp_path / "world")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level="none"))
+    seen: list[str] = []
+
+    def graded_and_watched(job: jobs.Job) -> Row:
+        row = jobs.grade_one(job)
+        seen.extend(processes_inside(tmp_path))
+        return row
+
+    monkeypatch.setattr(grading, "grade_one", graded_and_watched)
     world.submit("honest-1", notebook(HONEST["right"]))
     for name in names:
         ATTACKS[name].write(world, name)
@@ -129,8 +194,10 @@ def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> No
     assert [row.student for row in rows if row.score > 0] == sorted([*names, "honest-1"])
     assert {row.isolation for row in rows} == {"none"}
     assert world.broken()
+    assert seen  # the warm process: what looks for left-over processes does find them
     world.close()
 
 
 def test_there_are_enough_attacks() -> None:
-    assert len(ATTACKS) >= 40
+    assert len(ATTACKS) >= 40 and len(AT_THE_WALL) >= 30
+    assert {*FEW} < {*AT_THE_WALL} < {*ATTACKS}

@@ -1,18 +1,35 @@
-"""The catalogues of all exercises through the sandbox: full marks for every right answer, less for every wrong one."""
+"""The catalogues of all exercises through the sandbox: full marks for every right answer, less for every wrong one.
+
+Two right and two wrong answers of each exercise always, the others in the slow tests.
+"""
 
 from __future__ import annotations
 
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labsupport.checks import exercise, exercises
 from labsupport.grading.grade import grade
 
+SPREAD = "test"  # over workers: the tests share nothing
 ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
+
+
+def some(name: str) -> list[Any]:
+    """The model answer and another right one; two wrong ones that different checks catch."""
+    right, wrong = CATALOGUE["answers"](name)
+    return [right[0], right[-1], wrong[0], wrong[-1]]
+
+
+def others(name: str) -> list[Any]:
+    right, wrong = CATALOGUE["answers"](name)
+    chosen = some(name)
+    return [answer for answer in (*right, *wrong) if answer not in chosen]
 
 
 def write(folder: Path, name: str, student: str, cells: dict[str, str]) -> None:
@@ -25,20 +42,14 @@ def write(folder: Path, name: str, student: str, cells: dict[str, str]) -> None:
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "names, step",
-    [
-        pytest.param(
-            ["ex01_int8_symmetric", "ex02_kv_cache_size", "ex03_mha_vs_gqa"], 5, id="some of exercises 1 to 3"
-        ),
-        *(pytest.param([name], 1, id=f"all of {name}", marks=pytest.mark.slow) for name in exercises()),
-    ],
-)
-def test_right_answers_get_full_marks_and_wrong_ones_their_message(names: list[str], step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names, choose", [
+    pytest.param(exercises(), some, id="some of each"),
+    *(pytest.param([name], others, id=f"the others of {name}", marks=pytest.mark.slow) for name in exercises()),
+])  # fmt: skip
+def test_right_answers_get_full_marks_and_wrong_ones_their_message(names: list[str], choose, tmp_path: Path) -> None:
     expected = {}
     for name in names:
-        right, wrong = CATALOGUE["answers"](name)
-        for number, answer in enumerate((*right[::step], *wrong[::step])):
+        for number, answer in enumerate(choose(name)):
             write(tmp_path / "submissions", name, f"s{number:03}", answer.cells)
             expected[f"s{number:03}", name] = answer
         write(tmp_path / "submissions", name, "stub", {})
@@ -55,7 +66,13 @@ def test_right_answers_get_full_marks_and_wrong_ones_their_message(names: list[s
             assert (row.score, row.status) == (exercise(row.exercise).points, "ok"), (answer.name, row)
         else:
             assert row.score < row.max_score and row.status == "failed", (answer.name, row)
-            assert row.message.startswith(f"✗ {answer.check} (0 of ") and answer.phrase in row.message, (
-                answer.name,
-                row,
-            )
+            assert row.message.startswith(f"✗ {answer.check} (0 of "), (answer.name, row)
+            assert answer.phrase in row.message, (answer.name, row)
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_no_answer_is_left_out(name: str) -> None:
+    right, wrong = CATALOGUE["answers"](name)
+    chosen = some(name)
+    assert len({answer.name for answer in chosen}) == 4 and chosen[2].check != chosen[3].check
+    assert {answer.name for answer in chosen + others(name)} == {answer.name for answer in (*right, *wrong)}

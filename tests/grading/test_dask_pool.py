@@ -1,4 +1,4 @@
-"""Jobs on a Dask cluster of two worker processes: nothing is lost and nothing counts twice, also if a worker dies."""
+"""Jobs on a Dask cluster of two worker processes: nothing is lost and nothing counts twice, even if a worker dies."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from distributed import Client
 from labsupport.grading.dask_pool import job_key, run_on_dask
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # seconds, for machines that are busy
+PATIENCE = 120  # seconds, as the machine may be busy
 
 
 def stand_in(job: Job) -> Row:
-    """What a worker runs here: notes who began, takes a while, and scores what the notebook says."""
+    """What a worker runs here: records who began, takes a while, and gives the score that the notebook says."""
     log = Path(job.pristine.decode())
     with open(log, "a") as file:
         file.write(f"{os.getpid()} {job.student}\n")
@@ -45,7 +45,7 @@ def jobs(log: Path, count: int) -> list[Job]:
 
 
 class Cluster:
-    """A scheduler and its workers, each a process of its own on this machine."""
+    """A scheduler and its workers, each in a process of its own on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Cluster:
         return part
 
     def with_two_workers(self) -> Cluster:
-        """Those that are alive (each has imported torch by now), and new ones in place of the others."""
+        """The workers that are alive (they have imported torch by now), and new ones in place of the others."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         while len(self.workers) < 2:
             self.workers.append(self.start("worker", "--no-nanny", "--nthreads", "1", "--name", str(len(self.parts))))

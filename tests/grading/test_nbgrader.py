@@ -1,4 +1,4 @@
-"""A course on nbgrader can take over the notebooks: its own tools accept solutions, and reject stubs."""
+"""A course on nbgrader can use the notebooks as they are: its tools accept solutions and reject stubs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 
 from labsupport.checks import exercise, exercises
 from labsupport.grading.nbgrader_metadata import annotate, check_points
-from labsupport.grading.release import make_exercise, read_notebook, release, to_text
+from labsupport.grading.release import release
+from labsupport.grading.stubs import make_exercise, read_notebook, to_text
 
+SPREAD = "test"  # over workers: the tests share nothing
 ROOT = Path(__file__).parents[2]
 QUICK = "ex02_kv_cache_size"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from labsupport.checks import exercise, exercises
-from labsupport.grading.release import place_answers, read_notebook, to_text
+from labsupport.grading.stubs import place_answers, read_notebook, to_text
 
 SPREAD = "parameter"  # see tests/conftest.py
 QUICK = "ex01_int8_symmetric"  # six kernels that import torch; each other exercise takes as many

@@ -1,1 +1,1 @@
-"""From what a class hands in to one notebook a student and exercise, read without running anything."""
+"""From what a class hands in to one notebook per student and exercise, read without running anything."""

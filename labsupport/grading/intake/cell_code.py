@@ -1,7 +1,7 @@
-"""What a cell's source defines and uses, found out without running it. For a source that does not parse: nothing.
+"""Which names a cell's source defines and uses, found without running it; none if the source does not parse.
 
-Sources come from anyone: what is longer than `MAX_BYTES` is not looked at, and Python's parser stops at deep nesting
-by itself (RecursionError or MemoryError).
+Sources are untrusted: one longer than `MAX_BYTES` is not parsed, and Python's parser itself gives up on deep nesting
+(RecursionError or MemoryError).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import builtins
 import symtable
 
 MAX_BYTES = 200_000
-_TOO_HARD = (SyntaxError, ValueError, RecursionError, MemoryError)  # ValueError: a null byte
+_UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # ValueError: a null byte
 
 
 def defined_names(source: str) -> set[str]:
-    """Global names that running the source binds: functions, classes, imports, variables."""
+    """Global names that the source binds when it runs: functions, classes, imports, variables."""
     table = _table(source)
     if table is None:
         return set()
@@ -29,7 +29,7 @@ def defined_functions(source: str) -> set[str]:
         return set()
     try:
         tree = ast.parse(source)
-    except _TOO_HARD:
+    except _UNPARSABLE:
         return set()
     return {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
 
@@ -45,14 +45,14 @@ def used_names(source: str) -> set[str]:
 
 
 def same_code(one: str, other: str) -> bool:
-    """Whether two sources differ in nothing but comments and layout."""
+    """Whether two sources differ only in comments and layout."""
     if one.split() == other.split():
         return True
     if max(len(one), len(other)) > MAX_BYTES:
         return False
     try:
         return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
-    except _TOO_HARD:
+    except _UNPARSABLE:
         return False
 
 
@@ -61,7 +61,7 @@ def _table(source: str) -> symtable.SymbolTable | None:
         return None
     try:
         return symtable.symtable(source, "<cell>", "exec")
-    except _TOO_HARD:
+    except _UNPARSABLE:
         return None
 
 

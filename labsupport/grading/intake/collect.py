@@ -1,8 +1,8 @@
 """Gather what students handed in, from any of the usual layouts, as ``SUBMISSIONS/<student>/<exercise>.ipynb``.
 
-Files are copied byte by byte, never parsed or run: whether a notebook is one is for grading to say. Whose it is and
-for which exercise comes from its path (`submission_names`); with a roster, names that are not on it are reported and
-left out. Of several files for the same exercise the latest is kept. Late ones are kept and reported.
+Files are copied byte by byte, never parsed or run: grading says whether they are valid notebooks. A file's path tells
+whose it is and for which exercise (`names`); with a roster, names that are not on it are reported and left out. Of
+several files for the same exercise the latest is kept. Late ones are kept and reported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from zoneinfo import ZoneInfo
 
+from labsupport.files import write_atomically
 from labsupport.grading.intake.incoming import File, Found, Refused, find
 from labsupport.grading.intake.names import Named, read_name, wrapper
 from labsupport.grading.intake.roster import Roster, safe_name, squash
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.csv_safe import write_csv
 
 MANIFEST = "collected.csv"
@@ -29,7 +29,7 @@ class Submission:
     exercise: str
     file: File
     named: Named
-    handed_in: datetime | None  # None where the layout does not tell: zips of Moodle and Canvas
+    handed_in: datetime | None  # None where the layout does not say: zips of Moodle and Canvas
     late: bool
 
 
@@ -38,18 +38,18 @@ class Collection:
     """What became of every file that was found."""
 
     kept: list[Submission] = field(default_factory=list)
-    unchanged: int = 0  # of `kept`: were there already, byte by byte
+    unchanged: int = 0  # of `kept`: the same bytes were there already
     replaced: list[str] = field(default_factory=list)  # of `kept`: another version was there
-    duplicates: list[tuple[Submission, Submission]] = field(default_factory=list)  # left out, kept instead
-    unknown: list[tuple[str, str]] = field(default_factory=list)  # file, why
+    duplicates: list[tuple[Submission, Submission]] = field(default_factory=list)  # (left out, kept instead)
+    unknown: list[tuple[str, str]] = field(default_factory=list)  # (file, why)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)  # files that are no notebooks
-    missing: list[str] = field(default_factory=list)  # students of the roster with no file at all
+    ignored: list[str] = field(default_factory=list)  # files that are not notebooks
+    missing: list[str] = field(default_factory=list)  # students of the roster without any file
     deadline: datetime | None = None
 
     @property
     def complete(self) -> bool:
-        """Nothing was left out that somebody should look at."""
+        """Whether nothing was left out that somebody should look at."""
         return not self.unknown and not self.refused
 
     def __str__(self) -> str:
@@ -66,10 +66,10 @@ class Collection:
         lines += [f"refused    {name}: {why}" for name, why in self.refused]
         lines += [f"nothing    {student}: no submission in these sources" for student in self.missing]
         if self.ignored:
-            lines.append(f"ignored    {len(self.ignored)} files that are no notebooks, such as {self.ignored[0]}")
+            lines.append(f"ignored    {len(self.ignored)} files that are not notebooks, such as {self.ignored[0]}")
         untimed = sum(submission.handed_in is None for submission in self.kept)
         if self.deadline is not None and untimed:
-            lines.append(f"note       the files of {untimed} submissions do not tell when they were handed in: "
+            lines.append(f"note       the files of {untimed} submissions do not say when they were handed in: "
                          "see the LMS for who was late (Canvas's LATE is read from the name)")  # fmt: skip
         return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
@@ -85,12 +85,12 @@ def collect(
     """Copy the submissions in ``sources`` (folders and zips) below ``out``, each in one step.
 
     Args:
-        exercises: names that a file may be for.
-        deadline: a submission handed in later is reported as late; without time zone it is local.
-        exercise: take every notebook for this one, for LMS assignments whose files may have any name.
+        exercises: the names of all exercises.
+        deadline: a submission handed in later is reported as late; without a time zone it is local time.
+        exercise: take every notebook for this one; for LMS assignments whose files may have any name.
 
     Raises:
-        ValueError: a source is neither folder nor zip, or ``out`` lies in one or the other way round.
+        ValueError: a source is neither a folder nor a zip, or one of it and ``out`` lies in the other.
     """
     deadline = deadline.astimezone() if deadline is not None and deadline.tzinfo is None else deadline
     collection = Collection(deadline=deadline)
@@ -137,7 +137,7 @@ def _identify(
             named.append((file, read_name(path, exercises)))
         except ValueError as error:
             collection.unknown.append((file.origin, str(error)))
-    numbers = defaultdict(set)  # Moodle: two people of one name have two numbers in one assignment
+    numbers = defaultdict(set)  # Moodle: two people with one name have two numbers in one assignment
     for _, name in named:
         numbers[name.layout, name.exercise, squash(name.person)].add(name.number)
     submissions = []
@@ -148,7 +148,7 @@ def _identify(
         except ValueError as error:
             collection.unknown.append((file.origin, str(error)))
             continue
-        told = None if name.layout in ("moodle", "canvas") else file.modified  # theirs is when the zip was made
+        told = None if name.layout in ("moodle", "canvas") else file.modified  # theirs is the time of the download
         handed_in = stamps.get(file.path.parent) or told
         late = name.late or bool(collection.deadline and handed_in and handed_in > collection.deadline)
         submissions.append(Submission(student, name.exercise, file, name, handed_in, late))
@@ -156,7 +156,7 @@ def _identify(
 
 
 def _with_exercise(path: PurePosixPath, exercise: str) -> str:
-    """The file's name with the exercise in it, where the name says none, or another."""
+    """The file's name, with the exercise added unless the name holds it already."""
     return path.name if exercise in path.name else f"{path.stem}_{exercise}.ipynb"
 
 
@@ -164,7 +164,7 @@ def _student(name: Named, roster: Roster | None, namesakes: bool) -> str:
     """The student's id.
 
     Raises:
-        ValueError: not on the roster, or several there, or nothing that a folder could be called.
+        ValueError: the name is not on the roster, means several people there, or cannot name a folder.
     """
     if roster is not None:
         student = roster.find(name.people)
@@ -178,7 +178,7 @@ def _student(name: Named, roster: Roster | None, namesakes: bool) -> str:
     else:
         student_id = safe_name(f"{name.people[0]}_{name.number}" if namesakes else name.people[0])
     if not student_id:
-        raise ValueError(f"{name.person!r} cannot be the name of a folder")
+        raise ValueError(f"{name.person!r} cannot be used as the name of a folder")
     return student_id
 
 
@@ -203,7 +203,7 @@ def _copy(submission: Submission, out: Path, collection: Collection) -> None:
 
 
 def _read_stamp(file: File) -> datetime | None:
-    """nbgrader's ``2026-02-02 15:58:23.948203 UTC``; a zone may also be ``Europe/Berlin``. None if it is neither."""
+    """Parse nbgrader's ``2026-02-02 15:58:23.948203 UTC`` (or a zone like ``Europe/Berlin``); None if that fails."""
     try:
         day, clock, zone = file.read().decode()[:100].split()
         return datetime.fromisoformat(f"{day} {clock}").replace(tzinfo=ZoneInfo(zone))
@@ -218,7 +218,7 @@ def _require_apart(source: Path, out: Path) -> None:
 
 
 def _write_manifest(out: Path, collection: Collection) -> None:
-    """Where each submission came from, for questions later on."""
+    """Record where each submission came from."""
     rows = [
         [s.student, s.exercise, "late" if s.late else "", s.handed_in.isoformat() if s.handed_in else "", s.file.origin]
         for s in collection.kept
@@ -228,5 +228,5 @@ def _write_manifest(out: Path, collection: Collection) -> None:
 
 def _when(submission: Submission) -> str:
     if submission.handed_in is None:
-        return "late, says the LMS" if submission.late else "time unknown"
+        return "late according to the LMS" if submission.late else "time unknown"
     return submission.handed_in.isoformat(sep=" ", timespec="seconds")

@@ -1,7 +1,7 @@
-"""Every file below a folder or inside a zip, as bytes, from sources that nobody vouches for.
+"""Every file below a folder or inside a zip, as bytes, from untrusted sources.
 
-Nothing is ever extracted: a zip's entries are read into memory, under limits, and the names in it are only read, never
-used as paths to write to. In folders no link is followed, and only regular files are opened.
+Nothing is ever extracted: a zip's entries are read into memory, within limits, and their names are never used as paths
+to write to. In folders no link is followed, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 MAX_FILE = 20 * 2**20  # bytes of one notebook
-MAX_ZIP = 4 * 2**30  # bytes of a zip as it lies on the disk
+MAX_ZIP = 4 * 2**30  # bytes of a zip file
 MAX_ENTRIES = 100_000  # files in a zip or below a folder
 MAX_TOTAL = 4 * 2**30  # bytes read out of one zip
-MAX_RATIO = 200  # unpacked over packed; notebooks reach 2 to 20, a bomb 1000
-MAX_DEPTH = 12  # folders in folders
+MAX_RATIO = 200  # unpacked size over packed size: 2 to 20 for notebooks, 1000 for a zip bomb
+MAX_DEPTH = 12  # nested folders
 _WANTED = (".ipynb", ".zip", "timestamp.txt")
 _NOISE = {".ipynb_checkpoints", "__MACOSX", ".git", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that may be read once it is wanted. `path` is relative to the folder or zip that it was found in."""
+    """A file that can be read when it is needed. `path` is relative to the folder or zip in which it was found."""
 
     path: PurePosixPath
     origin: str  # for messages
@@ -38,7 +38,7 @@ class File:
 
 @dataclass
 class Found:
-    """Files, what was refused and why, and what is no notebook."""
+    """Files, what was refused and why, and what is not a notebook."""
 
     files: list[File] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Refused(Exception):
 def find(source: Path) -> Found:
     """The notebooks and nbgrader's timestamps in ``source``, a folder or a zip.
 
-    Zips in the folder are not opened: what one student handed in could then pass for the files of others.
+    Zips in the folder are not opened: one student's zip could otherwise pass for the files of others.
 
     Raises:
         ValueError: ``source`` is neither.
@@ -100,7 +100,7 @@ def _walk(folder: Path, root: Path, found: Found, depth: int = 0) -> Iterator[Pa
 
 
 def _read_file(path: Path) -> bytes:
-    """Read without following a link, without waiting for a pipe, and no more than `MAX_FILE`."""
+    """Read at most `MAX_FILE` bytes, without following a link or waiting for a pipe."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(handle, "rb") as file:
@@ -119,10 +119,10 @@ def _in_zip(path: Path) -> Found:
     try:
         if path.stat().st_size > MAX_ZIP:
             raise Refused(f"is larger than {MAX_ZIP >> 30} GB")
-        archive = zipfile.ZipFile(path)  # stays open as long as an entry may be read
+        archive = zipfile.ZipFile(path)  # stays open: entries are read later
         entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, Refused) as error:
-        found.refused.append((path.name, f"no zip that can be read: {error}"))
+        found.refused.append((path.name, f"not a readable zip: {error}"))
         return found
     if len(entries) > MAX_ENTRIES:
         found.refused.append((path.name, f"holds more than {MAX_ENTRIES} files"))
@@ -144,7 +144,7 @@ def _in_zip(path: Path) -> Found:
 
 
 def _why_not(entry: zipfile.ZipInfo, inside: PurePosixPath) -> str:
-    """Why an entry is refused by what the zip's directory says of it; empty if it is not."""
+    """Why an entry is refused, judged by the zip's directory; empty if it is accepted."""
     mode = entry.external_attr >> 16
     if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0] or "\0" in entry.orig_filename:
         return "its path leaves the zip"
@@ -164,7 +164,7 @@ def _why_not(entry: zipfile.ZipInfo, inside: PurePosixPath) -> str:
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, budget: list[int]) -> bytes:
-    """Read no more than `MAX_FILE`, whatever the directory of the zip claims."""
+    """Read at most `MAX_FILE` bytes, whatever the zip's directory claims."""
     try:
         with archive.open(entry) as file:
             data = file.read(min(MAX_FILE, budget[0]) + 1)

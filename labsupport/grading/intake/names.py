@@ -1,14 +1,14 @@
-"""Whose file is this, and for which exercise? Read from where the file lies and what it is called.
+"""Whose file is this, and for which exercise? Its path tells.
 
     ex01_int8_symmetric_alice.ipynb, alice_ex01.ipynb         flat
-    alice/ex01_int8_symmetric.ipynb                           a folder a student
+    alice/ex01_int8_symmetric.ipynb                           a folder per student
     submitted/alice/week1/ex01_int8_symmetric.ipynb           nbgrader
     Jane Doe_12345_assignsubmission_file_/ex01.ipynb          Moodle, "Download all submissions", as folders or not
     doejane_LATE_1234_5678_ex01_int8_symmetric-2.ipynb        Canvas, "Download submissions"
 
-Moodle's number is the participant's in one assignment, Canvas's first number is the user's in all courses, its second
-the file's (mod/assign/locallib.php of Moodle, lib/content_zipper.rb of Canvas). Both tools and browsers add to the
-name of a file that is handed in again: "-2", " (1)", "-Copy1".
+Moodle's number identifies the participant within one assignment; Canvas's first number identifies the user in all
+courses, its second the file (mod/assign/locallib.php of Moodle, lib/content_zipper.rb of Canvas). LMSs and browsers add
+a suffix to the name of a file that is handed in or downloaded again: "-2", " (1)", "-Copy1".
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _COPY_OF = re.compile(r"^copy[ _]of[ _]", re.IGNORECASE)  # Colab and Drive
 
 @dataclass(frozen=True)
 class Named:
-    """What a path says. ``people``: ways to name the student, the surest first."""
+    """What a path says. ``people``: names of the student, the most reliable first."""
 
     exercise: str
     people: tuple[str, ...]
     layout: str  # flat | folder | nbgrader | moodle | canvas
     number: str = ""  # Moodle's or Canvas's number of the person
-    late: bool = False  # Canvas says so in the name
-    version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, "-2" of a name
+    late: bool = False  # marked so by Canvas in the name
+    version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
 
     @property
     def person(self) -> str:
-        """The name that a reader knows the student by."""
+        """The name by which a reader knows the student."""
         return self.people[-1 if self.layout == "canvas" else 0]
 
 
 def read_name(path: PurePosixPath, exercises: Sequence[str]) -> Named:
     """Read a path below the folder around all students (`wrapper`).
 
-    Students choose names of files, and of folders inside their own: so only what stands furthest to the left counts.
+    Students choose the names of files, and of folders inside their own, so only the leftmost name counts.
 
     Raises:
-        ValueError: the name tells no exercise, or several, or nobody.
+        ValueError: the name tells no exercise, or several, or no student.
     """
     parents, stem = path.parts[:-1], path.stem
     moodle = next((found for part in parents if (found := _MOODLE.match(part))), None)
@@ -67,15 +67,15 @@ def read_name(path: PurePosixPath, exercises: Sequence[str]) -> Named:
     if parents:
         return Named(exercise, (parents[0],), "nbgrader" if len(parents) == 2 else "folder", version=(0, again))
     if not rest:
-        raise ValueError("the name says no student")
+        raise ValueError("there is no student in the name")
     return Named(exercise, (rest, _PERHAPS_AGAIN.sub("", rest)), "flat", version=(0, again))
 
 
 def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: bool = False) -> int:
-    """How many folders lie around those of the students: 1 for ``submitted/alice/...`` or ``class/alice/...``.
+    """How many folders enclose those of the students: 1 for ``submitted/alice/...`` or ``class/alice/...``.
 
     Args:
-        stamped: nbgrader's timestamp.txt lies with the notebooks, so between them and the student is another folder.
+        stamped: nbgrader's timestamp.txt lies beside the notebooks, so there is a folder between them and the student.
     """
     parents = [path.parts[:-1] for path in paths]
     if not parents:
@@ -87,11 +87,11 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
         return parents[0].index("submitted") + 1
     if min(map(len, parents)) > common or _moodle_or_flat([p for p in paths if len(p.parts) - 1 == common], exercises):
         return common
-    return max(common - 1 - stamped, 0)  # the innermost common folder is that of the only student
+    return max(common - 1 - stamped, 0)  # the innermost common folder belongs to the only student
 
 
 def _moodle_or_flat(paths: Sequence[PurePosixPath], exercises: Sequence[str]) -> bool:
-    """Whether the names of these files, all in one folder, tell people apart, so that the folder does not."""
+    """Whether the names of these files, all in one folder, tell the students apart, so that the folder need not."""
     if any(_MOODLE.match(part) for part in paths[0].parts[:-1]):
         return False
     told = set()
@@ -104,7 +104,7 @@ def _moodle_or_flat(paths: Sequence[PurePosixPath], exercises: Sequence[str]) ->
 
 
 def _exercise_in(stem: str, parents: Sequence[str], exercises: Sequence[str]) -> tuple[str, str, int]:
-    """The exercise, what else the stem says, and the number of a file handed in again."""
+    """The exercise, the rest of the stem, and the number of a file that was handed in again."""
     stem = _COPY_OF.sub("", stem)
     again = 0
     while found := _AGAIN.search(stem):
@@ -117,15 +117,15 @@ def _exercise_in(stem: str, parents: Sequence[str], exercises: Sequence[str]) ->
             if level:
                 return exercise, stem.strip(" _-."), again
             after = stem[end:]
-            if (found := _PERHAPS_AGAIN.fullmatch(after)) is not None:  # right behind the exercise it is no name
+            if (found := _PERHAPS_AGAIN.fullmatch(after)) is not None:  # right after the exercise it is not a name
                 after, again = "", max(again, int(found[1]))
             rest = "_".join(part for side in (stem[:start], after) if (part := side.strip(" _-.")))
             return exercise, rest, again
-    raise ValueError("the name says no exercise")
+    raise ValueError("there is no exercise in the name")
 
 
 def _matches(text: str, exercises: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Exercises that ``text`` names, by their whole name or as "ex01", and where."""
+    """Exercises that ``text`` names, in full or as "ex01", and where."""
     found: dict[str, tuple[int, int]] = {}
     for exercise in exercises:
         number = exercise.partition("_")[0]

@@ -1,12 +1,13 @@
-"""Read a submission: a file that anyone may have written, from any editor, into the sources that will run.
+"""Read a submission, an untrusted file from any editor, into the sources that will run.
 
-Only the source of the answer cells is taken; outputs, metadata, check cells and all else of the file are ignored. An
-answer cell is known, in this order, by its id; by the id that Colab or nbgrader keep in the metadata (both write old
-nbformat, without ids); by its tag `answer` and position, if there are as many as in the exercise; by what it defines.
-The last comes into play too when the cell was left as it was and the functions stand in a cell of the student's own.
+Only the source of the answer cells is taken; outputs, metadata, check cells and everything else in the file are
+ignored. An answer cell is recognised, in this order, by its id; by the id that Colab or nbgrader keep in the metadata
+(both write old nbformat, without ids); by its tag `answer` and position, if there are as many as in the exercise; by
+what it defines. The last also applies when the cell was left as it was and the functions are in a cell of the
+student's own.
 
 A student's own cells run only if an answer uses a name that they define (an import, a helper). They run in the
-sandbox, so this gives nothing away, and a right answer stays right.
+sandbox, so nothing is given away, and a right answer stays right.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_FILE_BYTES = 20 * 2**20
 MAX_JSON_ITEMS = 2_000_000
 MAX_SOURCE_BYTES = 2**20  # of all cells that run
 MAX_CELLS = 5000
-# Allowed (a student may call a check), and seldom by chance. Who wants to hide it can: a hint for the class report.
+# Allowed (a student may call a check), but rarely accidental. It is easily hidden: only a hint for the class report.
 _REACHES_IN = re.compile(
     r"\blabsupport\s*\.\s*checks\b|\blabsupport\s+import\b[^\n]*\bchecks\b|\bex0[1-7]\."
     r"|\bsys\.modules\b|\bget_objects\b"
@@ -39,10 +40,10 @@ class InvalidNotebook(ValueError):
 
 @dataclass(frozen=True)
 class Submission:
-    """What runs, in order, and what is to be said of the notebook."""
+    """What runs, in order, and notes about the notebook."""
 
     cells: tuple[tuple[str, str], ...]  # (id, source): setup, the student's own that are needed, answers
-    answers: dict[str, str]  # id -> source of the answer cells, as given out where the student has none
+    answers: dict[str, str]  # id -> source of the answer cells, the stub where the student has none
     attempted: bool
     notes: tuple[str, ...] = ()
 
@@ -55,10 +56,10 @@ class Cell:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file that is not too large. No link is followed, no pipe waited for.
+    """The bytes of a regular file that is not too large. Links are not followed, pipes are not waited for.
 
     Raises:
-        InvalidNotebook: it is something else.
+        InvalidNotebook: it is anything else.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,10 +69,10 @@ def read_file(path: Path) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise InvalidNotebook("it is no regular file")
+            raise InvalidNotebook("it is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise InvalidNotebook(
-                f"it has {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} are read: clear outputs"
+                f"it has {status.st_size >> 20} MiB, at most {MAX_FILE_BYTES >> 20} are read: clear the outputs"
             )
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_FILE_BYTES)
@@ -83,7 +84,7 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     """The submission in ``data`` for the exercise ``pristine``, both the bytes of a notebook.
 
     Raises:
-        InvalidNotebook: ``data`` is no notebook.
+        InvalidNotebook: ``data`` is not a notebook.
     """
     exercise = _read_exercise(pristine)
     theirs = read_cells(data)
@@ -157,13 +158,13 @@ class _Exercise:
 def _read_exercise(pristine: bytes) -> _Exercise:
     cells = read_cells(pristine)
     stubs = {cell.ids[0]: cell.source for cell in cells if "answer" in cell.tags}
-    # cells that show something (their output is not compared) and check cells are not what answers rely on
+    # answers rely neither on check cells nor on cells that only show something (their output is not compared)
     setup = {c.ids[0]: c.source for c in cells if not {"answer", "check", "nbval-ignore-output"} & set(c.tags)}
     return _Exercise(setup, stubs, frozenset(cell.source for cell in cells))
 
 
 def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, str], list[str]]:
-    """Answer cell's id -> what the student wrote in it, and notes."""
+    """Id of an answer cell -> what the student wrote in it; and notes."""
     found: dict[str, str] = {}
     notes = []
     tagged = [cell for cell in theirs if "answer" in cell.tags]
@@ -173,7 +174,7 @@ def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, st
         same_id = [cell.source for cell in theirs if name in cell.ids]
         written = [source for source in same_id if not same_code(source, stub)]
         if len(set(same_id)) > 1:
-            notes.append(f"{len(same_id)} cells have the id {name}: the last one that is not as given out counts")
+            notes.append(f"{len(same_id)} cells have the id {name}: the last one that differs from the stub counts")
         if not same_id and nameless and by_position:
             same_id = [by_position[name].source]
             written = [source for source in same_id if not same_code(source, stub)]
@@ -198,7 +199,7 @@ def _is_own(cell: Cell, exercise: _Exercise) -> bool:
 
 
 def _helpers(own: list[str], answers: list[str], setup: dict[str, str]) -> list[str]:
-    """Those of the student's ``own`` cells that define a name which answers, or other helpers, use and lack."""
+    """The student's ``own`` cells that define a name which answers, or other helpers, use but do not define."""
     given = set().union(*(defined_names(source) for source in (*setup.values(), *answers)))
     missing = set().union(*(used_names(source) for source in answers)) - given
     defines = [defined_names(source) - given for source in own]

@@ -1,7 +1,7 @@
-"""Who is in the class: a CSV of one's own, or the file that Canvas or Moodle exports, and how its people are found.
+"""Who is in the class, from your own CSV or an export of Canvas or Moodle, and which student a name means.
 
-A file name carries whatever the LMS makes of a name ("doejane", "Jane Doe", a login). A roster turns all of these
-into one student id, which names the folder of the submissions and the row of the grades.
+A file name holds whatever the LMS makes of a name ("doejane", "Jane Doe", a login). A roster maps all of these to one
+student id, which names the folder of the submissions and the row of the grades.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAX_NAME = 100  # characters of a folder's name
 
 @dataclass(frozen=True)
 class Student:
-    """One person. `id` names folders and rows; the rest is what an LMS wants back, empty where unknown."""
+    """One person. `id` names folders and rows; the LMS needs the other fields, which are empty where unknown."""
 
     id: str
     name: str = ""
@@ -51,7 +51,7 @@ class Student:
 
     @property
     def aliases(self) -> set[str]:
-        """Squashed ways to write this person in a file name."""
+        """The squashed names by which a file name may mean this person."""
         words = self.name.replace(",", " ").split()
         turned = [" ".join(words[i:] + words[:i]) for i in range(1, len(words))]  # "Jane Doe" -> "Doe Jane"
         every = [self.id, self.name, self.email, self.login, self.sis_id, self.canvas_id, *turned]
@@ -61,7 +61,7 @@ class Student:
 @dataclass
 class Roster:
     students: list[Student]
-    columns: tuple[str, ...] = ()  # the file's header: Canvas's has the assignments in it
+    columns: tuple[str, ...] = ()  # the file's header; Canvas's includes the assignments
     _by_alias: dict[str, list[Student]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     def __post_init__(self) -> None:
@@ -70,10 +70,10 @@ class Roster:
                 self._by_alias[alias].append(student)
 
     def find(self, names: Iterable[str]) -> Student | None:
-        """The one student whom the first telling of these ``names`` means, or None.
+        """The student meant by the first of these ``names`` that is on the roster, or None.
 
         Raises:
-            ValueError: a name means several people.
+            ValueError: that name means several people.
         """
         for name in names:
             found = self._by_alias.get(squash(name), []) if name else []
@@ -84,7 +84,7 @@ class Roster:
         return None
 
     def column_of(self, exercise: str) -> str:
-        """The column of the file for an exercise, "Exercise 1: ex01 (4711)", or else the exercise's own name."""
+        """The file's column for an exercise, such as "Exercise 1: ex01 (4711)", else the exercise's own name."""
         short = exercise.partition("_")[0]
         hits = [column for column in self.columns if re.search(rf"(?i)(?<![a-z0-9]){re.escape(short)}(?!\d)", column)]
         return hits[0] if len(hits) == 1 else exercise
@@ -94,7 +94,7 @@ def read_roster(path: Path) -> Roster:
     """Read a CSV with a header: `student` (and name, email, login, sis_id, canvas_id, section), or an LMS's export.
 
     Raises:
-        ValueError: nobody can be told from its columns, or two rows have the same student id.
+        ValueError: its columns do not identify anybody, or two rows have the same student id.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -122,7 +122,7 @@ def read_roster(path: Path) -> Roster:
 def _student(fields: dict[str, str]) -> Student | None:
     first, last = fields.pop("first_name", ""), fields.pop("last_name", "")
     name = fields.get("name") or f"{first} {last}".strip()
-    if name.startswith("Points Possible") or name == "Student, Test":  # two rows that Canvas adds
+    if name.startswith("Points Possible") or name == "Student, Test":  # rows that Canvas adds
         return None
     given = fields.pop("student", "")
     identity = given or fields.get("login") or fields.get("sis_id") or fields.get("email", "").partition("@")[0] or name
@@ -131,13 +131,13 @@ def _student(fields: dict[str, str]) -> Student | None:
 
 
 def squash(text: str) -> str:
-    """``text`` without accents, case, spaces and punctuation, to compare names that travelled through file names."""
+    """``text`` without accents, case, spaces and punctuation, to compare names taken from file names."""
     decomposed = unicodedata.normalize("NFKD", text)
     return re.sub(r"[\W_]+", "", "".join(c for c in decomposed if not unicodedata.combining(c)).casefold())
 
 
 def safe_name(text: str) -> str:
-    """``text`` as the name of a folder on any system: letters, digits and `_ . -`, no dot or dash in front.
+    """``text`` as a folder name for any system: letters, digits and `_ . @ -`, with a letter or digit in front.
 
     Empty if nothing is left.
     """

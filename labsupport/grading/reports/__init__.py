@@ -1,1 +1,1 @@
-"""What is made of the rows once a class is graded: pages, tables, and files for the LMS."""
+"""What is made from the rows once a class is graded: pages, tables, and files for the LMS."""

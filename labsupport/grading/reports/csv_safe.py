@@ -1,8 +1,8 @@
-"""CSV that a spreadsheet cannot take for a program.
+"""CSV files in which no cell is run by a spreadsheet as a formula.
 
 A cell that begins with ``=``, ``+``, ``-`` or ``@`` (or a tab or line break before one) is run as a formula by
 spreadsheets (https://owasp.org/www-community/attacks/CSV_Injection). Students choose names and cause messages, so such
-a cell gets an apostrophe in front. Numbers stay numbers, also negative ones.
+a cell is prefixed with an apostrophe. Numbers stay numbers, even negative ones.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from labsupport.grading.release import write_atomically
+from labsupport.files import write_atomically
 
-_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones count in some locales
+_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the full-width ones count in some locales
 
 
 def guard(cell: object) -> object:
-    """``cell``, with an apostrophe in front if it is a text that a spreadsheet would run; always one printable line."""
+    """``cell`` as one printable line, prefixed with an apostrophe if it is a text that a spreadsheet would run."""
     if not isinstance(cell, str):
         return cell
     line = "".join(c if c.isprintable() else " " for c in cell).strip()
@@ -31,7 +31,7 @@ def unguard(cell: str) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV in one step. Cells are guarded, the header is not: it must be ours."""
+    """Write a CSV in one step. Cells are guarded; the header is not, so it must be ours."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -40,6 +40,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def points(value: float) -> int | float:
-    """Points as they are written: 7, not 7.0, and no more than two decimals."""
+    """Points as they are shown: 7, not 7.0, and at most two decimals."""
     rounded = round(float(value), 2)
     return int(rounded) if rounded == int(rounded) else rounded

@@ -1,13 +1,13 @@
 """Grades as the files that Canvas and Moodle import.
 
 Canvas reads what it exports (lib/gradebook_importer.rb of instructure/canvas-lms): the columns Student, ID, SIS User
-ID, SIS Login ID, Section, then one an assignment, and a second row "Points Possible". It finds a person by ID, else by
+ID, SIS Login ID, Section, then one per assignment, and a second row "Points Possible". It finds a person by ID, else by
 SIS User ID, SIS Login ID or name, and an assignment by the number at the end of "Title (123)", else by its title. With
-Canvas's own gradebook export as the roster all of these are right.
+Canvas's own gradebook export as the roster all of these match.
 
-Moodle (Grades, Import, CSV file; https://docs.moodle.org/en/Grade_import) lets one say which column is what. It finds a
-person by email address, ID number or username. Grade and feedback of an activity must be imported together: where the
-one is left out, the other is lost.
+Moodle (Grades, Import, CSV file; https://docs.moodle.org/en/Grade_import) asks what each column means. It finds a
+person by email address, ID number or username. Grade and feedback of an activity must be imported together: if one is
+left out, Moodle deletes what it had of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOODLE = ("Full name", "Username", "ID number", "Email address")
 
 
 def write_canvas(path: Path, rows: Sequence[Row], roster: Roster | None = None) -> None:
-    """One row a student, one column an exercise. An exercise that was not handed in stays empty."""
+    """One row per student, one column per exercise. The cell of an exercise that was not handed in stays empty."""
     exercises, scores, people = _table(rows, roster)
     most = {row.exercise: row.max_score for row in rows}
     columns = [roster.column_of(exercise) if roster else exercise for exercise in exercises]
@@ -45,7 +45,7 @@ def write_canvas(path: Path, rows: Sequence[Row], roster: Roster | None = None) 
 
 
 def write_moodle(path: Path, rows: Sequence[Row], roster: Roster | None = None) -> None:
-    """One row a student; a column with the grade and one with the feedback an exercise."""
+    """One row per student; for each exercise one column with the grade and one with the feedback."""
     exercises, scores, people = _table(rows, roster)
     header = [column for exercise in exercises for column in (exercise, f"{exercise} (feedback)")]
     lines = []
@@ -59,7 +59,7 @@ def write_moodle(path: Path, rows: Sequence[Row], roster: Roster | None = None) 
 def _table(
     rows: Sequence[Row], roster: Roster | None
 ) -> tuple[list[str], dict[tuple[str, str], Row], Sequence[Student]]:
-    """Exercises, rows by student and exercise, and people: those of the roster, then those who only handed in."""
+    """Exercises, rows by student and exercise, and people: the roster's, then those who handed in but are not on it."""
     listed = list(roster.students) if roster else []
     unlisted = sorted({row.student for row in rows} - {student.id for student in listed})
     by_key = {(row.student, row.exercise): row for row in rows}

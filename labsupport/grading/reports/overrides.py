@@ -1,7 +1,7 @@
-"""What the instructor decided by hand: ``GRADES/overrides.csv``, with the columns student, exercise, score, reason.
+"""Scores set by hand: ``GRADES/overrides.csv``, with the columns student, exercise, score, reason.
 
-The file is the instructor's: grading reads it, and never writes it. A score in it holds however often a class is graded
-again, and every report says that it was set by hand, what the checks had given, and why.
+The file is the instructor's: grading reads it and never writes it. A score in it stays valid however often a class is
+graded again, and every report says that it was set by hand, what the checks gave, and why.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Override:
 
 
 def read_overrides(path: Path) -> dict[tuple[str, str], Override]:
-    """The overrides in ``path``, by student and exercise; none if there is no file.
+    """The overrides in ``path``, by student and exercise; none if the file does not exist.
 
     Raises:
-        ValueError: a line is not a student, an exercise, a score of at least 0 and a reason, or is there twice.
+        ValueError: a line is not a student, an exercise, a score of at least 0 and a reason, or repeats an earlier one.
     """
     if not path.exists():
         return {}
@@ -51,13 +51,13 @@ def read_overrides(path: Path) -> dict[tuple[str, str], Override]:
         if not student or not exercise or not override.reason:
             raise ValueError(f"{where}: student, exercise and reason must not be empty")
         if (student, exercise) in found:
-            raise ValueError(f"{where}: {student} and {exercise} stand in an earlier line too")
+            raise ValueError(f"{where}: {student} and {exercise} are in an earlier line too")
         found[student, exercise] = override
     return found
 
 
 def apply_overrides(rows: Iterable[Row], overrides: dict[tuple[str, str], Override]) -> list[Row]:
-    """``rows`` with the scores set by hand, and with rows for submissions that exist on paper only."""
+    """``rows`` with the scores set by hand, and rows for submissions that exist only on paper."""
     rows = list(rows)
     applied = [
         _overridden(row, overrides[row.student, row.exercise]) if (row.student, row.exercise) in overrides else row
@@ -78,7 +78,7 @@ def is_overridden(row: Row) -> bool:
 
 
 def add_override(path: Path, override: Override) -> None:
-    """Write one more override, or another one in its place; the rest of the file stays."""
+    """Add an override, or replace that of the same student and exercise; the rest of the file stays."""
     _score(str(override.score), "score")
     if not override.reason.strip():
         raise ValueError("reason must not be empty: every report shows it")

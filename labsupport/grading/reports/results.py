@@ -1,8 +1,8 @@
-"""What grading found: one row a student and exercise, and the folder that keeps the rows.
+"""What grading found: one row per student and exercise, and the folder that keeps the rows.
 
-A row is written as soon as it is known, to ``GRADES/results/<student>/<exercise>.json``, in one step: whoever reads it
-sees the old row or the new one. Grading that was interrupted reads them, and grades only what is missing or changed.
-These files hold more than a student may see (the seed's fingerprint); feedback is made from them by `report`.
+A row is written as soon as it is known, to ``GRADES/results/<student>/<exercise>.json``, in one step: a reader sees the
+old row or the new one. After an interruption grading reads them and grades only what is missing or has changed. These
+files hold more than a student may see (the seed's fingerprint); `feedback` makes the page for the student from them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labsupport.grading.release import write_atomically
+from labsupport.files import write_atomically
 
 STATUSES = (
     "ok",  # full marks
-    "failed",  # the answer ran and at least one check does not hold
+    "failed",  # the answer ran, and at least one check does not hold
     "not attempted",  # the answer cells still hold the stubs
     "timeout",
     "memory",
@@ -32,7 +32,7 @@ STATUSES = (
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check of one row. `message` is one line, made of nothing that the student may not see."""
+    """One check of one row. `message` is one line, and holds only what the student may see."""
 
     name: str
     points: float
@@ -51,13 +51,13 @@ class Row:
     status: str  # one of STATUSES
     message: str  # one line: the first thing that went wrong, or what holds
     checks: tuple[CheckResult, ...] = ()
-    notes: tuple[str, ...] = ()  # about the notebook as handed in: duplicated cells, added cells that were used, ...
+    notes: tuple[str, ...] = ()  # about the notebook as handed in: duplicated cells, own cells that were used, ...
     seconds: float = 0.0  # wall clock in the sandbox
     cpu_seconds: float = 0.0
-    memory_mb: float = 0.0  # peak resident memory, torch's own 250 MB included
+    memory_mb: float = 0.0  # peak resident memory, including the 250 MB of torch itself
     isolation: str = ""  # "namespaces", "landlock" or "none"; "" where no code ran
     digest: str = ""  # of the file as handed in
-    exercise_digest: str = ""  # of the exercise as given out
+    exercise_digest: str = ""  # of the exercise as handed out
     seed_fingerprint: str = ""
     version: str = ""  # of labsupport
     answers: dict[str, str] = field(default_factory=dict)  # cell id -> source, for similarity and feedback
@@ -80,7 +80,7 @@ class Results:
         write_atomically(self.path(row.student, row.exercise), json.dumps(asdict(row), indent=1, ensure_ascii=True))
 
     def load(self, student: str, exercise: str) -> Row | None:
-        """None if there is no row, or none that can be read: then it is graded again."""
+        """None if there is no readable row: the submission is graded again then."""
         return _read(self.path(student, exercise))
 
     def __iter__(self) -> Iterator[Row]:
@@ -90,7 +90,7 @@ class Results:
 
 
 def file_name(name: str) -> str:
-    """``name`` as one path component: itself where it is harmless, else its harmless part and a hash."""
+    """``name`` as one path component: itself if it is harmless, else its harmless part and a hash."""
     if re.fullmatch(r"[\w@+-][\w@+. -]{0,79}", name) and not name.endswith((" ", ".")):
         return name
     harmless = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
@@ -98,12 +98,12 @@ def file_name(name: str) -> str:
 
 
 def fingerprint(seed: int) -> str:
-    """Says whether two rows were graded with one seed, without saying with which."""
+    """Tells whether two rows were graded with the same seed, without revealing it."""
     return hashlib.sha256(f"labsupport seed {seed}".encode()).hexdigest()[:12]
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """``text`` without line breaks and control characters, cut at ``limit``."""
+    """``text`` without line breaks and control characters, cut at ``limit`` characters."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 

@@ -1,10 +1,10 @@
-"""Answers that are nearly the same once names, comments and layout are gone: a hint to look, never a proof.
+"""Answers that are nearly the same once names, comments and layout are removed: a hint to look, never a proof.
 
-Each answer becomes the runs of `GRAM` tokens of its program, with every name that the answer itself binds replaced by
-one placeholder, and docstrings, comments and formatting dropped (Schleimer, Wilkerson and Aiken, "Winnowing", SIGMOD
-2003, takes a sample of such runs; a class is small enough to take all). What the stub holds says nothing, and neither
-does what a good part of the class wrote: short exercises have few right answers. The rest is compared by the share
-of runs that two answers have in common (Jaccard).
+Each answer becomes the set of all runs of `GRAM` tokens of its program, with every name that the answer itself binds
+replaced by one placeholder, and docstrings, comments and formatting dropped (Schleimer, Wilkerson and Aiken,
+"Winnowing", SIGMOD 2003, takes a sample of such runs; a class is small enough to take all). Runs of the stub, or of a
+good part of the class, are left out: short exercises have few right answers. The rest is compared by the share of runs
+that two answers have in common (Jaccard index).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 GRAM = 5  # tokens in a run
-COMMON = 0.25  # runs in more of the class than this are everybody's
-FEW = 8  # in smaller classes only what all wrote is everybody's
-ENOUGH = 25  # distinctive runs that an answer must have to be compared
+COMMON = 0.25  # share of the class above which a run counts as everybody's
+FEW = 8  # in smaller classes only a run that all wrote counts as everybody's
+ENOUGH = 25  # distinctive runs that an answer needs to be compared
 _MAX_TOKENS = 20_000
 _PLACEHOLDER = "name"
 
@@ -32,13 +32,13 @@ class Pair:
     first: str
     second: str
     similarity: float  # 0 to 1
-    runs: int  # distinctive runs that both have
+    runs: int  # distinctive runs in common
 
 
 def similar_pairs(
     exercise: str, answers: Mapping[str, str], stub: str = "", threshold: float = 0.8, limit: int = 50
 ) -> list[Pair]:
-    """The most similar pairs among ``answers`` (student -> source), from the most similar down."""
+    """The most similar pairs among ``answers`` (student -> source), the most similar first."""
     known = runs(stub)
     grams = {student: runs(source) - known for student, source in answers.items()}
     seen = Counter(itertools.chain.from_iterable(grams.values()))
@@ -58,20 +58,20 @@ def similar_pairs(
 
 
 def runs(source: str) -> set[tuple[str, ...]]:
-    """All runs of `GRAM` neighbouring tokens of ``source``, after renaming."""
+    """All runs of `GRAM` consecutive tokens of ``source``, after renaming."""
     tokens = normalized(source)[:_MAX_TOKENS]
     return {tuple(tokens[i : i + GRAM]) for i in range(len(tokens) - GRAM + 1)}
 
 
 def normalized(source: str) -> list[str]:
-    """The tokens of ``source`` without what an author can change without thinking."""
+    """The tokens of ``source`` without what can be changed without understanding it."""
     try:
         tree = ast.parse(source)
         _drop_docstrings(tree)
         own = {name for node in ast.walk(tree) for name in _bound(node)}
         source = ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        own = None  # no Python, such as a magic: every name may be the author's own
+        own = None  # not Python, such as a magic: every name may be the author's own
     return list(_tokens(source, own))
 
 

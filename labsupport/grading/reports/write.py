@@ -1,13 +1,13 @@
-"""All that is made of the rows once a class is graded.
+"""Write all reports of a graded class.
 
-    GRADES/grades.csv            one row a student and exercise
+    GRADES/grades.csv            one row per student and exercise
     GRADES/feedback/alice.html   for the student
     GRADES/class_report.html     for the instructor
-    GRADES/canvas.csv            to import, as Canvas and Moodle want it
+    GRADES/canvas.csv            to import into Canvas and Moodle
     GRADES/moodle.csv
 
-``GRADES/overrides.csv`` and ``GRADES/roster.csv`` are read if they are there, and never written. Each file is replaced
-in one step, and reports can be made again at any time without grading anything (`labsupport export`).
+``GRADES/overrides.csv`` and ``GRADES/roster.csv`` are read if they exist, and never written. Each file is replaced in
+one step, and the reports can be rewritten at any time without grading anything (`labsupport export`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from labsupport.files import write_atomically
 from labsupport.grading.intake.roster import Roster, read_roster
-from labsupport.grading.release import write_atomically
 from labsupport.grading.reports.class_report import class_page
 from labsupport.grading.reports.csv_safe import points, unguard, write_csv
 from labsupport.grading.reports.feedback import feedback_page
@@ -37,8 +37,8 @@ def write_reports(
     """Write every report of ``rows`` into ``out``.
 
     Args:
-        roster: who is in the class, for the LMS's files; else that of ``out/roster.csv``, if there is one.
-        stubs: exercise -> source of its answer cells as handed out; similarity leaves out what they hold.
+        roster: who is in the class, for the LMS's files; default: ``out/roster.csv``, if it exists.
+        stubs: exercise -> source of its answer cells as handed out, which similarity leaves out.
 
     Raises:
         ValueError: overrides.csv or roster.csv cannot be read; nothing is written then.
@@ -62,7 +62,7 @@ def write_reports(
 
 
 def read_keys(out: Path) -> set[tuple[str, str]]:
-    """(student, exercise) of every line of ``out/grades.csv``; none if there is no such file."""
+    """(student, exercise) of every line of ``out/grades.csv``; empty if the file does not exist."""
     try:
         lines = (out / "grades.csv").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Where code that nobody vouches for runs, shut in; what comes out is data."""
+"""Where untrusted code runs, isolated; only data comes out."""

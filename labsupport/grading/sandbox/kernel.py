@@ -1,12 +1,12 @@
 """Inside the sandbox: run a notebook's cells as a kernel does, then let each check observe.
 
-This runs in one process with code that may be hostile, so nobody believes what it says: it sends values, and the
-grader judges them. nbval stays the way in which a student and CI check a notebook. Its verdict is not asked for here:
-it compares what the kernel prints, and code in that kernel can print, patch or skip whatever it likes (of 15 attacks
-on plain nbval 11 succeeded). The checks are the same ones, split where a wall can stand.
+This shares a process with code that may be hostile, so nothing it says is believed: it sends values, and the grader
+judges them outside. nbval remains the way in which students and CI check a notebook, but its verdict is not used for
+grading: it compares what the kernel prints, and code in that kernel can print, patch or skip whatever it likes (of 15
+attacks on plain nbval 11 succeeded). The checks are the same, split where a wall can stand.
 
 The cells run in an IPython shell, so that magics, `display`, `In`, top-level `await` and plots work as in a notebook.
-What is sent are frames (`FRAME`): kind, index, length, then the payload.
+Results are sent as frames (`FRAME`): kind, index, length, then the payload.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 FRAME = struct.Struct("<cIQ")
 ENTERED, CELL, STARTED, VALUES, NO_VALUES, DONE, FAILED = b"i", b"c", b"s", b"v", b"x", b"d", b"!"
-REPORT = b"E"  # the supervisor's own
+REPORT = b"E"  # from the supervisor itself
 
 
 def send(descriptor: int, kind: bytes, index: int = 0, payload: bytes = b"") -> None:
@@ -28,14 +28,14 @@ def send(descriptor: int, kind: bytes, index: int = 0, payload: bytes = b"") -> 
 
 
 def write_payload(cells: list[tuple[str, str]], exercise: str, inputs: dict[int, bytes]) -> bytes:
-    """What a run needs. ``inputs``: index of a check -> its encoded inputs, without the private ones."""
+    """All that a run needs. ``inputs``: index of a check -> its encoded inputs, without the private ones."""
     header = {"cells": cells, "exercise": exercise, "checks": [[index, len(data)] for index, data in inputs.items()]}
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + b"".join(inputs.values())
 
 
 def make_shell() -> Any:
-    """The IPython shell, once, before anything is forked: it takes 0.2 s."""
+    """The IPython shell, made once before anything is forked, as it takes 0.2 s."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
@@ -44,12 +44,12 @@ def make_shell() -> Any:
     config.InteractiveShell.colors = "NoColor"
     shell: Any = InteractiveShell.instance(config=config)
     shell.ask_exit = lambda: os._exit(0)  # exit() shuts a kernel down
-    shell._showtraceback = lambda *_: None  # formatting it costs more than most answers
+    shell._showtraceback = lambda *_: None  # formatting it costs more than most answers do
     return shell
 
 
 def run(payload: bytes, shell: Any, results: int, result_bytes: int) -> None:
-    """Run all cells, then observe all checks that ``payload`` names."""
+    """Run all cells of ``payload``, then observe all its checks, and send what came of each."""
     from labsupport.checks import exercise
     from labsupport.checks.plain import decode, encode
 
@@ -67,14 +67,14 @@ def run(payload: bytes, shell: Any, results: int, result_bytes: int) -> None:
                 send(results, NO_VALUES, index, f"your code returned more than {result_bytes >> 20} MiB".encode())
             else:
                 send(results, VALUES, index, values)
-        except BaseException as error:  # KeyboardInterrupt, say, which an answer may raise
+        except BaseException as error:  # an answer may raise KeyboardInterrupt, say
             send(results, NO_VALUES, index, f"your code raised {_explain(error)}".encode(errors="replace"))
         offset += size
     send(results, DONE)
 
 
 def run_cell(shell: Any, source: str) -> str | None:
-    """Run one cell; the error it ended with, in one line."""
+    """Run one cell; return the error it ended with, in one line."""
     try:
         outcome = shell.run_cell(source, store_history=True)
         error = outcome.error_before_exec or outcome.error_in_exec

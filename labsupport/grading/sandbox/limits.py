@@ -1,10 +1,10 @@
-"""What a submission may use, and how well it is shut in: limits, levels of isolation, and entering one of them.
+"""How much a submission may use, and how well it is isolated: limits and levels of isolation.
 
     namespaces   a file system, process ids, network and user of its own        (`namespaces`)
-    landlock     the system's files less the forbidden ones, no sockets         (`landlock`)
-    none         limits only. Never chosen unless it is asked for by name
+    landlock     the system's files except the hidden ones, no sockets          (`landlock`)
+    none         limits only; never chosen unless it is asked for by name
 
-A level is chosen by trying it (`warm.WarmProcess`), and every row says which one it was graded in.
+A level is chosen by trying it (`warm.WarmProcess`), and every row says at which level it was graded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Limits:
     """Of one run of one submission. Bytes and seconds."""
 
     seconds: float = 60.0  # wall clock
-    seconds_a_step: float = 20.0  # for one cell or check, so that one endless loop costs the points of its own check
-    memory_bytes: int = 3072 * MIB  # on top of the warm process, whose pages are shared
+    seconds_a_step: float = 20.0  # for one cell or check, so that an endless loop costs only its own check's points
+    memory_bytes: int = 3072 * MIB  # in addition to the warm process, whose pages are shared
     disk_bytes: int = 256 * MIB
     file_bytes: int = 64 * MIB
     output_bytes: int = 10 * MIB  # printed by cells; what functions print while they are checked is dropped
-    result_bytes: int = 16 * MIB  # of one check's values
+    result_bytes: int = 16 * MIB  # of the values of one check
     processes: int = 64  # threads count
     open_files: int = 256
 
@@ -41,12 +41,12 @@ class Place:
     mount_point: str  # an empty folder
     readable: tuple[str, ...]
     hidden: tuple[str, ...]
-    scratch: str = ""  # level landlock and none: the folder to write to
+    scratch: str = ""  # at the levels landlock and none: the folder to write to
     outside_uid: int = 0
 
 
 def readable_folders() -> tuple[str, ...]:
-    """Python's own folders: its prefixes and where packages are installed. Not a course that `sys.path` names."""
+    """Python's own folders: its prefixes and where packages are installed, but not a course that is on `sys.path`."""
     site = ("site-packages", "dist-packages")
     folders = [sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(os.__file__).parent)]
     folders += [path for path in sys.path if Path(path).name in site]
@@ -56,8 +56,8 @@ def readable_folders() -> tuple[str, ...]:
 
 
 def limit_resources(limits: Limits, level: str) -> None:
-    """Set the limits that the kernel keeps for this process and its children."""
-    seconds = int(limits.seconds) + 5  # the wall clock comes first, unless many threads compute
+    """Set the limits that the kernel enforces for this process and its children."""
+    seconds = int(limits.seconds) + 5  # the wall clock strikes first, unless many threads compute
     for kind, value in (
         (resource.RLIMIT_AS, _virtual_memory() + limits.memory_bytes),
         (resource.RLIMIT_CPU, seconds * 4),
@@ -80,7 +80,7 @@ def _virtual_memory() -> int:
 
 
 def _processes_of_this_user() -> int:
-    """Threads of this user id, which the kernel counts together outside of a user namespace."""
+    """Threads of this user id, which the kernel counts together outside a user namespace."""
     count, uid = 0, os.getuid()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,6 +1,6 @@
 """The Linux system calls that isolation needs and Python does not wrap. Each raises OSError with the call's name.
 
-Nothing here decides anything: `namespaces` and `landlock` do. On other systems importing works and calling fails.
+This module only wraps; `namespaces` and `landlock` decide. On other systems it can be imported, but calls fail.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _NUMBERS = {  # x86_64, aarch64; None where the architecture has no such call
     "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "move_pages": (279, 239),
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
 }  # fmt: skip
-KERNEL_SURFACE = tuple(_NUMBERS)[:18]  # calls that no answer needs, and that have had holes
-SOCKETS_AND_METADATA = tuple(_NUMBERS)[18:]  # what Landlock leaves open: sockets, others' files' modes, their priority
-_PRLIMIT = (302, 261)  # of another process; one's own limits may be read and lowered
+KERNEL_SURFACE = tuple(_NUMBERS)[:18]  # calls that no answer needs, and that have had vulnerabilities
+SOCKETS_AND_METADATA = tuple(_NUMBERS)[18:]  # left open by Landlock: sockets, files' metadata, processes' priority
+_PRLIMIT = (302, 261)  # denied for other processes; one's own limits may be read and lowered
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -71,14 +71,14 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
 
 
 def restrict_mount(path: str, attributes: int, recursive: bool = True) -> None:
-    """Add ``attributes`` to the mount at ``path``; never takes one away (mount_setattr, Linux 5.12)."""
+    """Add ``attributes`` to the mount at ``path``, keeping those it has (mount_setattr, Linux 5.12)."""
     attr = struct.pack("<QQQQ", attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     _call("syscall", _MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, _pointer(attr), ctypes.c_size_t(len(attr)))
 
 
 def change_root(folder: str) -> None:
-    """Make ``folder``, a mount point, the root, and let go of the old one."""
+    """Make ``folder``, a mount point, the root, and unmount the old one."""
     if _PIVOT_ROOT is None:
         raise OSError(38, f"pivot_root: number unknown on {_MACHINE}")
     os.chdir(folder)
@@ -88,11 +88,11 @@ def change_root(folder: str) -> None:
 
 
 def drop_capabilities() -> None:
-    """No capability is left, and no program that is started gains one."""
+    """Give up all capabilities, so that no program that is started gains one either."""
     for capability in range(64):
         try:
             _prctl(_PR_CAPBSET_DROP, capability)
-        except OSError:  # EINVAL: there are no more; EPERM: there was none to drop with
+        except OSError:  # EINVAL: there are no more; EPERM: not allowed to drop any, having none
             break
     _prctl(_PR_CAP_AMBIENT, 4)  # PR_CAP_AMBIENT_CLEAR_ALL
     _call("capset", _pointer(struct.pack("<Ii", 0x20080522, 0)), _pointer(bytes(24)))
@@ -108,17 +108,17 @@ def die_with_parent(signal_number: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Processes whose parents end become children of this one."""
+    """Descendants whose parent ends become children of this process."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_dumpable() -> None:
-    """Own /proc/self again, after a change of user id."""
+    """Own /proc/self again after a change of user id."""
     _prctl(_PR_SET_DUMPABLE, 1)
 
 
 def deny_syscalls(names: tuple[str, ...]) -> None:
-    """Let these system calls fail with EPERM from here on, also in programs that are started (seccomp-bpf)."""
+    """Make these system calls fail with EPERM from now on, in started programs too (seccomp-bpf)."""
     if _ARCHITECTURE is None:
         raise OSError(38, f"seccomp: system call numbers unknown on {_MACHINE}")
     audit, column = _ARCHITECTURE
@@ -126,7 +126,7 @@ def deny_syscalls(names: tuple[str, ...]) -> None:
     kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
     numbers = [number for name in names if (number := _NUMBERS[name][column]) is not None]
     program = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, 0)]
-    program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, deny)]  # the x32 calls, which have other numbers
+    program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, deny)]  # the x32 calls, which have numbers of their own
     for number in numbers:
         program += [(equal, 0, 1, number), (give, 0, 0, deny)]
     program += [(equal, 0, 3, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0), (give, 0, 0, deny)]
@@ -137,7 +137,7 @@ def deny_syscalls(names: tuple[str, ...]) -> None:
 
 
 def landlock_abi() -> int:
-    """Version of Landlock's interface; 0 where the kernel has none."""
+    """Version of Landlock's ABI; 0 where the kernel has none."""
     try:
         return _call("syscall", _LANDLOCK[0], None, ctypes.c_size_t(0), 1)
     except (OSError, AttributeError):
@@ -145,7 +145,7 @@ def landlock_abi() -> int:
 
 
 def landlock(handled_fs: int, handled_net: int, scoped: int, rules: list[tuple[int, int]]) -> None:
-    """Confine this process for good. ``rules``: (open file descriptor of a path, access allowed beneath it)."""
+    """Confine this process irrevocably. ``rules``: (open file descriptor of a path, access allowed beneath it)."""
     attributes = struct.pack("<QQQ", handled_fs, handled_net, scoped)
     ruleset = _call("syscall", _LANDLOCK[0], _pointer(attributes), ctypes.c_size_t(len(attributes)), 0)
     try:

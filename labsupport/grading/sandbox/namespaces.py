@@ -1,13 +1,13 @@
-"""The strongest isolation: Linux namespaces, entered without any helper program.
+"""The strongest isolation: Linux namespaces, entered without a helper program.
 
 A submission's process sees a root file system of its own: the system's and Python's folders read-only, and one tmpfs
-to write to. Everything else (home, course, solutions, other submissions, the gradebook) is not there at all. It has
-its own process ids (killing the first kills all), no network but an empty one, its own System V IPC and host name, a
-user id that owns nothing, no capabilities, and cannot make namespaces of its own.
+to write to. Everything else (home, course, solutions, other submissions, the gradebook) does not exist there. It has
+its own process ids (killing the first kills all), an empty network, its own System V IPC and host name, a user id that
+owns nothing, no capabilities, and cannot create namespaces.
 
 Two processes take part: the supervisor, outside, calls `prepare`, forks, and calls `admit`; the child calls `enter`.
-Started as root, a user id that nobody has is taken for each submission (so that limits on processes count for it
-alone); started as anyone else, a user namespace gives the right to mount.
+If started as root, each submission gets an unused user id (so that the limit on processes counts its own only); if
+started as anyone else, a user namespace gives the right to mount.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ HOME = "/home/student"
 class Layout:
     """What the sandbox is built from."""
 
-    mount_point: str  # an empty folder, outside; the new root is built on it
+    mount_point: str  # an empty folder outside, on which the new root is mounted
     readable: tuple[str, ...]  # folders to show, at their own paths
-    hidden: tuple[str, ...]  # folders inside of those to cover
+    hidden: tuple[str, ...]  # folders inside those to cover
     disk_bytes: int
-    outside_uid: int  # a user id that nobody has, used when started as root
+    outside_uid: int  # an unused user id, taken when started as root
 
 
 def prepare() -> None:
-    """In the supervisor: children from here on have process ids of their own."""
+    """In the supervisor: from here on, children have process ids of their own."""
     if os.geteuid() == 0:
         linux.unshare(linux.CLONE_NEWPID)
         return
@@ -57,13 +57,13 @@ def prepare() -> None:
 
 
 def admit(child: int, layout: Layout) -> None:
-    """In the supervisor that is root: give the child, which has entered a user namespace, its user id."""
+    """In a supervisor that is root: give the child, which has entered a user namespace, its user id."""
     for name in ("uid_map", "gid_map"):
         _write(f"/proc/{child}/{name}", f"{INSIDE_UID} {layout.outside_uid} 1")
 
 
 def enter(layout: Layout, call_admit: int, wait_admitted: int) -> None:
-    """In the child, the first process of the new ids. The file descriptors are those of two pipes for `admit`."""
+    """In the child, the first process of the new process ids. Both file descriptors are of pipes, for `admit`."""
     as_root = os.geteuid() == 0
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     has_proc = _build_root(layout)
@@ -83,11 +83,11 @@ def enter(layout: Layout, call_admit: int, wait_admitted: int) -> None:
 
 
 def _build_root(layout: Layout) -> bool:
-    """Mount the new root; True if it has a /proc, which a container may forbid."""
+    """Mount the new root. Returns whether it has a /proc, which a container may forbid."""
     root = layout.mount_point
     linux.mount("", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755,size=1m,nr_inodes=8k")
-    _writable(root, layout.disk_bytes)  # first: a folder to show may lie in /tmp
+    _writable(root, layout.disk_bytes)  # first, as a folder to show may lie in /tmp
     for folder in (*SYSTEM_FOLDERS, *layout.readable):
         _show(folder, root)
     for name in ETC_FILES:
@@ -120,7 +120,7 @@ def _build_root(layout: Layout) -> bool:
 
 
 def _show(path: str, root: str) -> None:
-    """Bind ``path`` into the new root, read-only; a link stays a link. Missing ones are left out."""
+    """Bind ``path`` into the new root, read-only; a link stays a link, and a missing path is left out."""
     target = root + path
     if os.path.lexists(target) or not os.path.lexists(path):
         return
@@ -137,7 +137,7 @@ def _show(path: str, root: str) -> None:
 
 
 def _writable(root: str, disk_bytes: int) -> None:
-    """/tmp, /dev/shm and home, which share one tmpfs and its limit."""
+    """Mount /tmp, /dev/shm and home, which share one tmpfs and its size limit."""
     os.makedirs(f"{root}/tmp", exist_ok=True)
     options = f"mode=1777,size={disk_bytes},nr_inodes=20k"
     linux.mount("tmpfs", f"{root}/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)

@@ -1,4 +1,4 @@
-"""What came of a run, read from the frames that its supervisor sent."""
+"""The outcome of a run, read from the frames that its supervisor sent."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from labsupport.grading.sandbox import kernel
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed. Never raised for anything that runs inside."""
+    """The sandbox itself failed. Never raised for anything that code inside does."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. All of it but ``ended`` and the measurements was sent by untrusted code."""
+    """What a run gave. Everything except ``ended``, ``exit_code`` and the measurements comes from untrusted code."""
 
-    ended: str  # "" by itself; else why the supervisor ended it: "timeout", "memory", "output", ...
+    ended: str  # "" if it ended by itself, else why the supervisor ended it: "timeout", "memory", "output", ...
     exit_code: int  # negative: the signal
-    done: bool  # all cells and checks were gone through
+    done: bool  # all cells and checks have run
     cells: dict[int, str | None] = field(default_factory=dict)  # position -> the error that it ended with
     values: dict[int, bytes] = field(default_factory=dict)  # index of a check -> encoded values
     failures: dict[int, str] = field(default_factory=dict)  # index of a check -> why there are no values
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def outcome_of(frames: list[tuple[bytes, int, bytes]]) -> Outcome:
-    """Read frames of which the last one is the supervisor's report.
+    """Read frames, the last of which is the supervisor's report.
 
     Raises:
         SandboxError: the code was never run.
@@ -60,7 +60,7 @@ def outcome_of(frames: list[tuple[bytes, int, bytes]]) -> Outcome:
 
 
 def read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
-    """All frames until the supervisor closes its end. It has seen to it that they are few and short."""
+    """All frames until the supervisor closes its end, which limits their number and length."""
     data = bytearray()
     while wait_readable(pipe, seconds) and (part := os.read(pipe, 1 << 20)):
         data += part
@@ -74,7 +74,7 @@ def read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
 
 
 def wait_readable(descriptor: int, seconds: float) -> bool:
-    """Whether there is something to read within ``seconds``, in which a suspended machine's time does not count."""
+    """Whether there is something to read within ``seconds``, not counting time in which the machine is suspended."""
     while seconds > 0:
         start = time.monotonic()
         if select.select([descriptor], [], [], 1.0)[0]:
@@ -84,7 +84,7 @@ def wait_readable(descriptor: int, seconds: float) -> bool:
 
 
 def _error(data: bytes) -> str | None:
-    """A cell's error, which untrusted code has written."""
+    """A cell's error, as written by untrusted code."""
     try:
         text = json.loads(data)
     except (ValueError, RecursionError):

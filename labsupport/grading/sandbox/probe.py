@@ -1,4 +1,4 @@
-"""Does a sandbox hold? Code that looks for a way out, and the look from outside whether it found one."""
+"""Does a sandbox hold? Code that looks for a way out, and the check from outside whether it found one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SECRET = "secret"
 
 
 def probe_cell(folder: Path) -> str:
-    """Source that ends with an error if a way out is open, or if ordinary code does not run. ``folder`` is empty."""
+    """Source that raises if a way out is open, or if ordinary code does not run. ``folder`` must be empty."""
     secret = folder / "secret.txt"
     secret.write_text(SECRET, encoding="ascii")
     secret.chmod(0o666)
-    folder.chmod(0o777)  # nothing but the sandbox keeps it
+    folder.chmod(0o777)  # only the sandbox protects it
     return PROBE.format(secret=str(secret), pid=os.getpid())
 
 
 def check_outside(folder: Path, outcome: Outcome) -> None:
-    """Raise `SandboxError` unless the probe ran through, and left ``folder`` as it was."""
+    """Raise `SandboxError` unless the probe ran to its end and left ``folder`` as it was."""
     if not outcome.done or outcome.cells.get(0, "?") is not None:
         raise SandboxError(outcome.cells.get(0) or f"the probe ended: {outcome}")
     if [path.read_text(encoding="ascii") for path in folder.iterdir()] != [SECRET]:

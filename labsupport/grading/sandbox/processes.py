@@ -1,4 +1,4 @@
-"""What a supervisor has to know of processes and files, and how it ends and removes them. Linux has /proc for it."""
+"""How a supervisor measures, ends and removes processes and files, through Linux's /proc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 
 
 def descendants(pid: int) -> list[int]:
-    """``pid`` itself, its children, and theirs."""
+    """``pid`` itself and all its descendants."""
     found = [pid]
     for each in found:
         try:
@@ -24,7 +24,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory that is no file's; pages that a fork shares until they are written count too."""
+    """Resident memory that no file backs, including pages that a fork still shares with its parent."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             lines = [line.split() for line in file if line.startswith(("RssAnon", "RssShmem"))]
@@ -34,12 +34,12 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def end_all(group: int) -> None:
-    """End what is left without process ids of its own: orphans have become this process's children."""
+    """End what is left of a run without its own process ids: its orphans have become this process's children."""
     for _ in range(2000):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
         left = descendants(os.getpid())[1:]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none forks away
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none escapes by forking
             for pid in left:
                 try:
                     os.kill(pid, number)
@@ -54,7 +54,7 @@ def end_all(group: int) -> None:
 
 
 def disk_bytes(folder: str) -> int:
-    """What the files below ``folder`` take."""
+    """Disk space that the files below ``folder`` take."""
     total = 0
     for path, _, files in os.walk(folder):
         for name in files:
@@ -66,8 +66,8 @@ def disk_bytes(folder: str) -> int:
 
 
 def remove(folder: str) -> None:
-    """Remove ``folder``, whatever was done to make that hard."""
+    """Remove ``folder``, even if a submission has made that hard."""
     shutil.rmtree(folder, ignore_errors=True)
-    if os.path.isdir(folder):  # folders without permissions, or nested deeper than Python recurses
+    if os.path.isdir(folder):  # folders without permissions, or nested more deeply than Python recurses
         subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["rm", "-rf", folder], stderr=subprocess.DEVNULL, check=False)

@@ -1,8 +1,8 @@
 """Between the grader and a sandbox: starts the process inside, watches it, ends it, and cleans up after it.
 
-One supervisor is forked for each run, from the warm process. It is trusted, but knows no secret: neither the seed nor
-any reference answer. It passes the frames (`kernel.FRAME`) from inside on to the grader, at most so many and so long
-ones, and at the end says how the run ended in one frame of its own.
+One supervisor is forked from the warm process for each run. It is trusted, but knows no secret: neither the seed nor
+any reference answer. It forwards the frames (`kernel.FRAME`) from inside to the grader, within limits on their number
+and length, and finally reports in a frame of its own how the run ended.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def supervise(level: str, limits: Limits, place: Place, report: int, run: Callab
             namespaces.admit(child, _layout(limits, place))
             os.write(admit, b"!")
         watch.follow(results, output)
-    except BrokenPipeError:  # the grader does not want to know any more
+    except BrokenPipeError:  # the grader has stopped reading
         pass
     except SystemExit:  # the warm process has ended
         watch.ended = "interrupted"
@@ -104,7 +104,7 @@ def _go_inside(
 
 
 def _volunteer_when_memory_is_short() -> None:
-    """If the whole machine runs out, the kernel shall end this process, not the grader."""
+    """If the whole machine runs out of memory, let the kernel end this process, not the grader."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
 
@@ -114,7 +114,7 @@ def _layout(limits: Limits, place: Place) -> namespaces.Layout:
 
 
 class _Watch:
-    """Follows one process inside until it ends, or has to be ended."""
+    """Follows one process inside until it ends or has to be ended."""
 
     def __init__(self, child: int, level: str, limits: Limits, place: Place, report: int, before: int) -> None:
         self.child, self.level, self.limits, self.place, self.report = child, level, limits, place, report
@@ -132,7 +132,7 @@ class _Watch:
         while open_pipes and not self.ended:
             ready, _, _ = select.select(list(open_pipes), [], [], POLL_SECONDS)
             now = time.monotonic()
-            passed = min(now - last, 1.0)  # a machine that was suspended costs no submission its time
+            passed = min(now - last, 1.0)  # time in which the machine was suspended is not the submission's
             self.seconds, self.step_seconds, last = self.seconds + passed, self.step_seconds + passed, now
             for pipe in ready:
                 data = os.read(pipe, 1 << 20)
@@ -146,11 +146,11 @@ class _Watch:
                 looked = now
                 self._look()
                 if not ready and self._has_exited():
-                    break  # something outside the tree of processes holds a pipe
+                    break  # something outside its process tree holds a pipe open
             self._judge()
 
     def _take(self, data: bytes) -> None:
-        """Pass complete frames on. What comes after a frame that cannot be is not looked at."""
+        """Forward complete frames. An impossible frame ends the run, and what follows it is ignored."""
         self.pending += data
         while len(self.pending) >= kernel.FRAME.size and not self.ended:
             kind, _, length = kernel.FRAME.unpack_from(self.pending)
@@ -179,7 +179,7 @@ class _Watch:
             self.ended = "memory"
 
     def _look(self) -> None:
-        """Count processes, the memory that is theirs alone, of all of them together, and what they wrote."""
+        """Count the processes, the memory that they do not share with the warm process, and what they wrote."""
         inside = descendants(self.child)
         self.peak = max(self.peak, sum(max(0, anonymous_bytes(pid) - self.before) for pid in inside))
         if len(inside) > self.limits.processes:

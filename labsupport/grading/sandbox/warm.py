@@ -1,4 +1,4 @@
-"""The grader's side of the sandbox: keeps a warm process (`zygote`), asks it for runs, collects what comes back."""
+"""The grader's side of the sandbox: keeps a warm process (`zygote`), requests runs from it, collects the results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from labsupport.grading.sandbox.package import build_package
 from labsupport.grading.sandbox.probe import check_outside, probe_cell
 
 START_SECONDS = 300.0  # importing torch from a cold disk
-GRACE_SECONDS = 60.0  # for the supervisor, beyond the limit that it keeps itself
+GRACE_SECONDS = 60.0  # for the supervisor, beyond the limit that it enforces itself
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 class WarmProcess:
-    """Runs code in sandboxes of one level, from any number of threads. Use as a context manager, or `close` it.
+    """Runs code in sandboxes of one level, from any number of threads. Use it as a context manager, or `close` it.
 
     Args:
-        hidden: folders that must not be seen inside, even where they lie in one that is shown.
-        unsafe_no_sandbox: run without isolation, limits only, and only if every level is impossible here.
-        level: take this level, or fail. For tests.
+        hidden: folders that must not be visible inside, even if they lie in one that is.
+        unsafe_no_sandbox: run without isolation, with limits only, if no level works here.
+        level: use this level without trying it. For tests.
 
     Raises:
-        SandboxError: no level of isolation works here; says what was tried, and why it failed.
+        SandboxError: no level of isolation works here; says what was tried and why it failed.
     """
 
     def __init__(self, hidden: Sequence[str] = (), unsafe_no_sandbox: bool = False, level: str | None = None) -> None:
@@ -46,7 +46,7 @@ class WarmProcess:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._folder.chmod(0o755)  # mkdtemp's folders are closed to the user id that runs inside
+            self._folder.chmod(0o755)  # mkdtemp's folders are closed to the user that runs inside
             build_package(self._folder / "package")
             (self._folder / "root").mkdir()
             (self._folder / "scratch").mkdir()
@@ -66,7 +66,7 @@ class WarmProcess:
         inputs: dict[int, bytes] | None = None,
         limits: Limits | None = None,
     ) -> Outcome:
-        """Run ``cells`` (id, source), then the checks with these inputs (index -> encoded, without private ones).
+        """Run ``cells`` (id, source), then the checks with these inputs (index -> encoded, without the private ones).
 
         Raises:
             SandboxError: the sandbox failed.
@@ -83,7 +83,7 @@ class WarmProcess:
             return self._run(payload, self.level, limits or Limits())
 
     def close(self) -> None:
-        """End the warm process and all that it started, and remove its files."""
+        """End the warm process and everything it started, and remove its files."""
         with self._lock:
             self._closed = True
             process, self._process = self._process, None
@@ -156,10 +156,10 @@ class WarmProcess:
         )
 
     def probe(self, level: str | None = None) -> None:
-        """Try a level (else the one chosen) with code that looks for a way out; ordinary code must run, too.
+        """Try a level (default: the one chosen) with code that looks for a way out and with ordinary code.
 
         Raises:
-            SandboxError: it does not work here, or does not hold.
+            SandboxError: the level does not work here, or does not hold.
         """
         with tempfile.TemporaryDirectory(prefix="labsupport-probe-") as folder:
             payload = kernel.write_payload([("probe", probe_cell(Path(folder)))], "", {})

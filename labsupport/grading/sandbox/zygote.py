@@ -1,7 +1,7 @@
 """The warm process: imports torch, IPython and the checks once, and forks a supervisor with a sandbox for each run.
 
-Started by `warm` with an environment that holds no secret, and with the sandbox's copy of `labsupport`. It reads
-requests from a socket and forks; it never opens a submission, and is never told the seed. It ends with its socket.
+`warm` starts it with an environment that holds no secret and with the sandbox's copy of `labsupport`. It reads requests
+from a socket and forks; it never opens a submission and is never told the seed. It ends when its socket closes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labsupport.grading.sandbox.landlock import open_to_all
 from labsupport.grading.sandbox.limits import Limits, Place, readable_folders
 from labsupport.grading.sandbox.supervisor import supervise
 
-FIRST_UID = 1_200_000_000  # above what systems and containers hand out
+FIRST_UID = 1_200_000_000  # above the user ids that systems and containers assign
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 2)
         if not message:
             break
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it may end before its number is noted
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # the child may end before it is in `running`
         child = os.fork()
         running.add(child)
         if not child:
@@ -51,9 +51,9 @@ def main() -> None:
             continue
         control.close()
         request = json.loads(message)
-        uid = FIRST_UID + os.getpid() % 2**22  # nobody else's while this process lives
+        uid = FIRST_UID + os.getpid() % 2**22  # unique as long as this process lives
         if request["level"] != "namespaces" and not all(map(open_to_all, readable)):
-            uid = 0  # it could not even read Python
+            uid = 0  # another user could not even read Python
         place = Place(setup["mount_point"], readable, tuple(setup["hidden"]), request["scratch"], uid)
         serve(request, place, shell, *descriptors)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -61,25 +61,25 @@ def main() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
     _reap(running, 0)
-    shutil.rmtree(setup["folder"], ignore_errors=True)  # the grader may have been killed, and does not do it
+    shutil.rmtree(setup["folder"], ignore_errors=True)  # in case the grader was killed before it could
 
 
 def _reap(running: set[int], options: int) -> None:
-    """Take note of ended supervisors; their processor time counts as this process's children's then."""
+    """Forget supervisors that have ended; their CPU time then counts as that of this process's children."""
     with contextlib.suppress(ChildProcessError):
         while (child := os.waitpid(-1, options)[0]) != 0:
             running.discard(child)
 
 
 def serve(request: dict[str, Any], place: Place, shell: Any, report: int, payload: int) -> None:
-    """In a process of its own: one run."""
+    """One run, in a process of its own."""
     limits = Limits(**request["limits"])
 
     def run(results: int) -> None:
         with open(payload, "rb", closefd=False) as file:
             file.seek(0)
             data = file.read()
-        # all that was open outside: sockets, pipes, the payload with inputs of later checks
+        # close all that was open outside: sockets, pipes, the payload with the inputs of later checks
         keep = 3 if results != 3 else 4
         moved = os.dup2(results, keep, inheritable=False)
         os.closerange(keep + 1, 1 << 16)
@@ -92,11 +92,11 @@ def serve(request: dict[str, Any], place: Place, shell: Any, report: int, payloa
 
 
 def warm_up() -> Any:
-    """Import what answers use, and make the shell that all forks inherit."""
+    """Import what answers use, and create the shell that all forks inherit."""
     import torch
 
     torch.set_num_threads(1)
-    torch.nn.functional.mse_loss(torch.zeros(2), torch.ones(2))  # what torch loads lazily
+    torch.nn.functional.mse_loss(torch.zeros(2), torch.ones(2))  # loads what torch imports lazily
     from labsupport.checks import exercise, exercises
 
     for name in exercises():

@@ -1,4 +1,4 @@
-"""Attacks by the file: what lies where a notebook should."""
+"""Attacks through the file: what is found where a notebook should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on the machine: ends, endless loops and bombs; what is read, written and reached outside; what is left."""
+"""Attacks on the machine: exits, endless loops and bombs; what is read, written and reached outside; what is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from attacks.world import World, code
 
-# Ends -----------------------------------------------------------------------------------------------------------------
+# Exits ----------------------------------------------------------------------------------------------------------------
 
 
 @code("exited")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from attacks.world import World, code
+from functools import partial
+
+from attacks.world import World
+from attacks.world import code as code_at_the_wall
+
+# What these attack (the split of the checks, the frames, the judge outside) is the same code at every level.
+code = partial(code_at_the_wall, at_the_wall=False)
 
 
 @code()
@@ -191,7 +197,7 @@ if list(judges()):
 """
 
 
-@code()
+@code_at_the_wall()  # through /proc
 def look_for_the_seed_in_memory(world: World) -> str:
     return f"""
 import gc, glob, sys

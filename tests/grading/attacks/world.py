@@ -1,9 +1,8 @@
-"""What attacks aim at, and how an attack is written down.
+"""What attacks aim at, and how an attack is written.
 
 An attack is a function, named after what it tries, that gets the `World` and returns the code of an answer cell. The
-answer in that cell is wrong. Where the attack comes through to something that it must not reach, it says so by
-defining the right functions: then it scores. What it may break outside (files, processes, sockets), `World.broken`
-finds out.
+answer in that cell is wrong. If the attack reaches something that it must not reach, it defines the right functions,
+and so scores. `World.broken` finds what it broke outside (files, processes, sockets).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ WRONG_DEQUANTIZE = "def dequantize_int8(q, scale):\n    return torch.ones(7)\n"
 
 @dataclass
 class World:
-    """A course, a class and a grader, all below one folder."""
+    """A course, a class and a grader, all in one folder."""
 
     folder: Path
     seed: int = 918273645546372819 % 2**40
@@ -82,7 +81,7 @@ class World:
         return path
 
     def broken(self) -> list[str]:
-        """Everything outside of the sandboxes that is not as it was."""
+        """Everything outside the sandboxes that has changed."""
         found = []
         for what, each in (("TCP", self.listener), ("abstract", self.abstract)):
             try:
@@ -116,20 +115,20 @@ class Attack:
     name: str
     write: Callable[[World, str], None]  # puts the submission of this student in its place
     statuses: tuple[str, ...] = ("failed",)
-    level: str = "all"  # "namespaces": only there is it held off for certain
+    at_the_wall: bool = False  # what holds it off is a level of isolation, and not code that is the same at every level
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def code(*statuses: str) -> Callable[[Callable[[World], str]], Callable[[World], str]]:
+def code(*statuses: str, at_the_wall: bool = True) -> Callable[[Callable[[World], str]], Callable[[World], str]]:
     """Register a function that returns the code which follows the wrong answer in its cell."""
 
     def register(function: Callable[[World], str]) -> Callable[[World], str]:
         def write(world: World, student: str) -> None:
             world.submit(student, notebook({"answer-quantize": f"{WRONG}\nRIGHT = {RIGHT!r}\n{function(world)}"}))
 
-        _add(function.__name__, write, statuses)
+        _add(function.__name__, write, statuses, at_the_wall)
         return function
 
     return register
@@ -150,7 +149,7 @@ def edit(*statuses: str) -> Callable[[Callable[[dict], object]], Callable[[dict]
 
 
 def file(*statuses: str) -> Callable[[Callable[[World, Path], None]], Callable[[World, Path], None]]:
-    """Register a function that makes the file itself."""
+    """Register a function that writes the file itself."""
 
     def register(function: Callable[[World, Path], None]) -> Callable[[World, Path], None]:
         def write(world: World, student: str) -> None:
@@ -164,10 +163,10 @@ def file(*statuses: str) -> Callable[[Callable[[World, Path], None]], Callable[[
     return register
 
 
-def _add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...]) -> None:
+def _add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...], at_the_wall: bool = False) -> None:
     if name in ATTACKS:
         raise ValueError(f"two attacks are called {name}")
-    ATTACKS[name] = Attack(name, write, statuses or ("failed",))
+    ATTACKS[name] = Attack(name, write, statuses or ("failed",), at_the_wall)
 
 
 def notebook(answers: dict[str, str] | None = None, exercise: str = EXERCISE) -> dict:

@@ -328,7 +328,7 @@ def test_all_entries_of_a_zip_together_have_a_limit(tmp_path, monkeypatch):
 def test_a_broken_zip_is_refused(tmp_path, data):
     (tmp_path / "x.zip").write_bytes(data)
     collection = collect([tmp_path / "x.zip"], tmp_path / "out", EXERCISES)
-    assert collection.kept == [] and "no zip that can be read" in collection.refused[0][1]
+    assert collection.kept == [] and "not a readable zip" in collection.refused[0][1]
 
 
 def test_a_damaged_entry_does_not_stop_the_others(tmp_path):

@@ -76,7 +76,7 @@ def test_of_duplicated_cells_the_last_counts_that_is_not_the_stub() -> None:
     )
     read = read_submission(data, PRISTINE)
     assert read.answers["a"] == "def f(x): return 2"
-    assert read.notes == ("3 cells have the id a: the last one that is not as given out counts",)
+    assert read.notes == ("3 cells have the id a: the last one that differs from the stub counts",)
 
 
 def test_own_cells_run_only_if_an_answer_needs_a_name_of_theirs() -> None:
@@ -166,8 +166,8 @@ def test_only_regular_files_of_a_sane_size_are_opened(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for name, why in (
         ("link", "symbolic link"),
-        ("pipe", "no regular file"),
-        ("folder", "no regular file"),
+        ("pipe", "not a regular file"),
+        ("folder", "not a regular file"),
         ("huge", "4096 MiB"),
     ):
         with pytest.raises(InvalidNotebook, match=why):

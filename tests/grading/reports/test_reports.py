@@ -1,4 +1,4 @@
-"""Reports: the right numbers, everything escaped, nothing that a student must not see, and scores set by hand."""
+"""Reports: right numbers, everything escaped, nothing that a student must not see, and scores set by hand."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from labsupport.checks import exercise
 from labsupport.grading.intake.roster import Roster, Student
+from labsupport.grading.reports import render as rendering
 from labsupport.grading.reports.class_report import class_page, common_mistakes
 from labsupport.grading.reports.csv_safe import guard, points, unguard
 from labsupport.grading.reports.feedback import MEANING, feedback_page
-from labsupport.grading.reports.html_page import Html, escape, page, tag
 from labsupport.grading.reports.overrides import Override, add_override, apply_overrides, read_overrides
 from labsupport.grading.reports.results import STATUSES, CheckResult, Row
 from labsupport.grading.reports.write import HEADER, read_keys, write_reports
 
 EX01, EX02 = "ex01_int8_symmetric", "ex02_kv_cache_size"
-EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=1>"
+EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=1>{{7*7}}{% raw %}{# #}"
 FINGERPRINT = "c0ffee123456"
 
 
@@ -159,13 +160,57 @@ def test_every_text_is_escaped(tmp_path, where):
     for path in pages:
         assert path.parent in (tmp_path, tmp_path / "feedback")
         assert_harmless(path.read_text())
-    assert any(escape(EVIL) in path.read_text() for path in pages)
+    assert any(EVIL in Page(path.read_text()).text for path in pages)
+
+
+def everywhere(text: str) -> list[Row]:
+    """Rows of one student with ``text`` in every place where a submission, its author or its checks can put one."""
+    first = row(text, exercise=text, message=text, checks=(), notes=(text, "a"), isolation=text, answers={text: text})
+    second = row(text, wrong=("check_scale",), why=text, message=text, notes=(text,), answers={"cell": text})
+    strange = CheckResult(text, 0, 1, False, text)
+    return [first, second, replace(second, exercise=EX02, checks=(*second.checks, strange), status="timeout")]
+
+
+def skeleton(page: Page) -> list[tuple[str, str]]:
+    """The elements, and of their attributes those that come from a template's values."""
+    return [(tag, attributes.get("class", "")) for tag, attributes in page.tags]
+
+
+@pytest.mark.parametrize("text", [
+    EVIL, "{{7*7}}", "{{ self.__init__.__globals__ }}", "{% for x in ().__class__.__mro__ %}x{% endfor %}",
+    "<script>alert(1)</script>", "' onmouseover='alert(1)", '" style="position:fixed', "</pre></td></table><h1>10",
+    "<!-- ", "]]>", "&lt;b&gt;", "&#60;b&#62;", "</style><style>*{display:none}", "=1+1",
+])  # fmt: skip
+def test_hostile_text_stays_text_on_every_page(text):
+    """The same elements as with a harmless word, and the text itself to be read where the word would be."""
+    harmless, hostile = everywhere("word"), everywhere(text)
+    for page, rows, name in ((feedback_page("word", harmless), hostile, text), (class_page(harmless), hostile, None)):
+        found = assert_harmless(feedback_page(name, rows) if name is not None else class_page(rows))
+        assert skeleton(found) == skeleton(Page(page))
+        assert found.text.count(text) >= Page(page).text.count("word") > 5
+        assert "49" not in found.text
 
 
 @given(st.text())
+@settings(max_examples=50)
 def test_no_text_becomes_markup(text):
-    found = Page(page(text, tag("p", text, class_=text)))
-    assert [tag for tag, _ in found.tags].count("p") == 1 and not isinstance(text, Html)
+    expected = skeleton(Page(feedback_page("word", everywhere("word"))))
+    assert skeleton(Page(feedback_page(text, everywhere(text)))) == expected
+    assert skeleton(Page(class_page(everywhere(text)))) == skeleton(Page(class_page(everywhere("word"))))
+
+
+def test_control_characters_and_lone_surrogates_are_shown_as_replaced():
+    page = feedback_page("a\x1b[2J\ud800b\x00", [row("a", answers={"cell": "x = 1\n\ty = 2\x07"})])
+    assert "a\ufffd[2J\ufffdb\ufffd" in page and "x = 1\n\ty = 2\ufffd" in page
+    page.encode()  # a lone surrogate would raise
+
+
+def test_a_template_marks_nothing_as_safe_and_lacks_nothing():
+    for path in Path(rendering.__file__).parent.glob("templates/*"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*(safe|tojson)|autoescape|Markup", text), path.name
+    with pytest.raises(UndefinedError, match="'submissions' is undefined"):
+        rendering.render("class_report.html.j2", title="Class report")
 
 
 def test_a_strange_name_of_a_student_stays_in_the_folder(tmp_path):
@@ -289,7 +334,7 @@ def test_the_last_word_on_a_submission_counts(tmp_path):
     ("alice,ex01,-1,why", "at least 0"), ("alice,ex01,nan,why", "at least 0"), ("alice,ex01,inf,why", "at least 0"),
     ("alice,ex01,3,", "must not be empty"), (",ex01,3,why", "must not be empty"),
     ("alice,ex01,3,a,b", "a reason with a comma needs quotes"),
-    ("alice,ex01,3,a\nalice,ex01,4,b", "line 3: alice and ex01 stand in an earlier line"),
+    ("alice,ex01,3,a\nalice,ex01,4,b", "line 3: alice and ex01 are in an earlier line"),
 ])  # fmt: skip
 def test_a_line_that_cannot_be_meant_stops_before_anything_is_written(tmp_path, line, message):
     (tmp_path / "overrides.csv").write_text(f"student,exercise,score,reason\n{line}\n")

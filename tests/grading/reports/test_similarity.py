@@ -1,4 +1,4 @@
-"""Copies are found behind new names and layout; what everybody writes, and what the stub says, counts for nothing."""
+"""Copies are found despite new names and layout; what everybody writes, and what the stub holds, does not count."""
 
 from __future__ import annotations
 
