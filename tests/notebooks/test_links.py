@@ -100,7 +100,9 @@ def faults(path: Path, root: Path) -> list[str]:
         for address in re.findall(re.escape(base) + r"/(\S+)", text)
         for target in IN_THIS_REPOSITORY.findall(address)
     ]
-    mentioned = [fault(target, root / "README.md", root) for target in MENTION.findall(text)]
+    mentioned = [
+        fault(target, root / "README.md", root) for target in MENTION.findall(text) if "NN" not in target
+    ]  # exNN: any
     return [each for each in relative + absolute + mentioned if each]
 
 
