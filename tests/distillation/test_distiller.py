@@ -244,7 +244,7 @@ def interrupt_at(step: int):
 
 @pytest.mark.parametrize("stop", [1, 14, 20, 29])
 def test_an_interrupted_run_ends_with_the_same_bits(stop: int, tmp_path: Path) -> None:
-    """Dropout, batch norm, Adam's moments, a trained projection, the history: all continue as if nothing had happened."""
+    """Dropout, batch norm, Adam's moments, a trained projection, the history: all as if nothing had happened."""
     data, held_out = classification(), classification(40, seed=1)
     path = tmp_path / "folder" / "student.checkpoint.pt"
     options: dict[str, Any] = {
