@@ -26,8 +26,9 @@ from labsupport.distillation.batches import batch_rows, seeded
 from labsupport.distillation.checkpoint import History, fingerprint, resume, save_checkpoint
 from labsupport.distillation.evaluation import evaluate
 from labsupport.distillation.losses import IGNORE_INDEX, Divergence, FeatureLoss
-from labsupport.distillation.objective import Objective, StudentObjective, captured, check_settings, model_logits
+from labsupport.distillation.objective import Objective, StudentObjective, check_settings, last_features, model_logits
 from labsupport.distillation.processes import join_processes, share_buffers, sum_over_processes
+from labsupport.lm.activations import captured_outputs
 from labsupport.lm.schedule import rate_share, set_rates
 from labsupport.progress import progress_bar
 
@@ -204,9 +205,10 @@ class Distiller:
         if self.teacher is None or self.settings["alpha"] == 0:
             return None, []
         self.teacher.eval()
-        with captured(self.teacher, [theirs for _, theirs in self.settings["feature_layers"]]) as features:
+        layers = [theirs for _, theirs in self.settings["feature_layers"]]
+        with captured_outputs(self.teacher, layers) as outputs:
             logits = model_logits(self.teacher(inputs))
-        return logits, features
+        return logits, last_features(outputs, layers)
 
     def _make_objective(self, sample: Tensor) -> StudentObjective:
         """With the projections that inner features need; a pass over one sample gives their sizes."""
@@ -214,9 +216,10 @@ class Distiller:
         projections = []
         if pairs:
             self.student.eval()
-            with torch.no_grad(), captured(self.student, [ours for ours, _ in pairs]) as ours:
+            layers = [ours for ours, _ in pairs]
+            with torch.no_grad(), captured_outputs(self.student, layers) as outputs:
                 self.student(sample.to(self.device))
-            _, theirs = self._ask_teacher(sample.to(self.device))
+            ours, (_, theirs) = last_features(outputs, layers), self._ask_teacher(sample.to(self.device))
             with seeded(self.settings["seed"], -1, 0, self.device):
                 dtype = next(self.student.parameters()).dtype
                 projections = [

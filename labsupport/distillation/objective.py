@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from labsupport.distillation.losses import IGNORE_INDEX, Divergence, FeatureLoss, distillation_loss
+from labsupport.lm.activations import captured_outputs
 
 Objective = Literal["logits", "features", "mixed"]
 
@@ -28,7 +27,7 @@ class StudentObjective(nn.Module):
     ) -> Float[Tensor, ""]:
         """The sum of the loss over all positions that count."""
         chosen, layers = self.settings, [ours for ours, _ in self.settings["feature_layers"]]
-        with captured(self.student, layers if len(self.projections) else []) as features:
+        with captured_outputs(self.student, layers if len(self.projections) else []) as outputs:
             logits = model_logits(self.student(inputs))
         if teacher_logits is None:
             return distillation_loss(logits, logits, labels, alpha=0.0, reduction="sum")
@@ -41,31 +40,16 @@ class StudentObjective(nn.Module):
                 divergence=chosen["divergence"], beta=chosen["beta"], reduction="sum",
             )  # fmt: skip
             weight = chosen["feature_weight"]
+        features = last_features(outputs, layers) if len(self.projections) else []
         for projection, ours, theirs in zip(self.projections, features, teacher_features, strict=False):
             total = total + chosen["alpha"] * weight * projection(ours, theirs, labels != IGNORE_INDEX, reduction="sum")
         return total
 
 
-@contextmanager
-def captured(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """The outputs of the named modules while the model runs, in the order of ``names``; images flattened to vectors."""
-    found: dict[str, Tensor] = {}
-    ordered: list[Tensor] = []
-
-    def remember(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            found[name] = output.flatten(1) if output.dim() == 4 else output
-
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    handles = [remember(name) for name in dict.fromkeys(names)]
-    try:
-        yield ordered
-        ordered.extend(found[name] for name in names)
-    finally:
-        for handle in handles:
-            handle.remove()
+def last_features(outputs: Mapping[str, Sequence[Tensor]], names: Sequence[str]) -> list[Tensor]:
+    """What `captured_outputs` has seen last of each named module; an image [batch, channels, y, x] as one vector."""
+    last = [outputs[name][-1] for name in names]
+    return [each.flatten(1) if each.dim() == 4 else each for each in last]
 
 
 def model_logits(output: Any) -> Tensor:
