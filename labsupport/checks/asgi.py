@@ -23,10 +23,8 @@ from typing import Any
 
 from labsupport.checks.plain import Plain, call
 
-SLICES, SLICE_SECONDS = (
-    100,
-    0.02,
-)  # a timeout is counted in slices: a process that is stopped for a while loses only one
+# a timeout is counted in slices: a process that is stopped for a while loses only one
+SLICES, SLICE_SECONDS = 100, 0.02
 LOOKS = 10  # per slice
 
 
@@ -71,9 +69,8 @@ class Server:
     def __init__(self, app: Any) -> None:
         self.app = app
         self.loop = asyncio.new_event_loop()
-        self.loop.set_exception_handler(
-            lambda loop, context: None
-        )  # errors of forgotten tasks are not for the notebook
+        # errors of forgotten tasks are not for the notebook
+        self.loop.set_exception_handler(lambda loop, context: None)
         self.startup_error: Plain = None
         self.thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._state: dict[str, Any] = {}

@@ -150,9 +150,8 @@ def decode(data: bytes) -> Plain:
 
 def _to_json(value: Plain, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[str(len(tensors))] = value.clone(
-            memory_format=torch.contiguous_format
-        )  # safetensors refuses shared memory
+        # a copy, since safetensors refuses tensors that share memory
+        tensors[str(len(tensors))] = value.clone(memory_format=torch.contiguous_format)
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(value, Opaque):
         return {"opaque": value.type_name}

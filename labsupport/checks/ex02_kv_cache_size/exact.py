@@ -21,10 +21,8 @@ class CheckExact(Check):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 2)
-        data_center, beyond = (
-            [*draw_sizes(draw, 10_001), 2],
-            [*draw_sizes(draw, 10_000_019), 4],
-        )  # over 2**53, over 2**63
+        data_center = [*draw_sizes(draw, 10_001), 2]  # over 2**53
+        beyond = [*draw_sizes(draw, 10_000_019), 4]  # over 2**63
         return {spelled(NAMES, case): case for case in (data_center, beyond)}
 
     def run(self, answer: Answer, inputs: Inputs) -> Plain:

@@ -96,11 +96,11 @@ def _reached_across(trees: Mapping[str, ast.Module], face: str, root: str) -> di
         for node in trees[module].body:
             if name not in _defined(node):
                 continue
-            if isinstance(node, ast.ImportFrom) and node.module in trees:
+            if isinstance(node, ast.ImportFrom) and (source := node.module or "") in trees:
                 origin = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-                if f"{node.module}.{origin}" in trees:
-                    raise ValueError(f"{module} must import names of {node.module}.{origin}; it imports all of it")
-                wanted.append((node.module, origin))
+                if f"{source}.{origin}" in trees:
+                    raise ValueError(f"{module} must import names of {source}.{origin}; it imports all of it")
+                wanted.append((source, origin))
             else:
                 wanted += [(module, each) for each in _variables(node)]
     return reached

@@ -133,9 +133,9 @@ EXERCISE = Exercise(name="ex99_made_up", checks=(check_first,))
     f"{FACE}.first": f"""
 from __future__ import annotations
 from labsupport.checks.plain import call, describe
-from {FACE}.base import BaseCheck, Judging, answer_of
+from {FACE}.base import Judging, MiddleCheck, answer_of
 from {FACE}.oracles import REFERENCE, expected
-class CheckFirst(Judging, BaseCheck):
+class CheckFirst(Judging, MiddleCheck):
     name = "check_first"
     def inputs(self, seed): return {{"a": expected(seed)}}
     def judge(self, inputs, values): assert REFERENCE == describe(values)
@@ -151,6 +151,8 @@ class BaseCheck(Check):
     def run(self, answer, inputs): return self._call(answer, helper_of_run(inputs))
     def _call(self, answer, inputs): return call(answer["f"], inputs)
     def _verdict(self, values): return REFERENCE
+class MiddleCheck(BaseCheck):
+    def _compared(self, values): return values == REFERENCE
 def answer_of(values): return REFERENCE
 def secret_comparison(values): assert values == REFERENCE
 """,
@@ -167,9 +169,9 @@ def test_judges_are_cut_out_across_files() -> None:
     reduced = without_judges(FACE, MADE_UP)
     assert set(reduced) == set(MADE_UP) - {f"{FACE}.more_oracles"}
     text = "\n".join(reduced.values())
-    for secret in ("REFERENCE", "expected", "secret_comparison", "answer_of", "_verdict", "describe"):
+    for secret in ("REFERENCE", "expected", "secret_comparison", "answer_of", "_verdict", "_compared", "describe"):
         assert secret not in text
-    assert text.count("raise NotImplementedError") == 6  # of the check, its base and the class beside it
+    assert text.count("raise NotImplementedError") == 8  # of the check, its two bases and the class beside them
     for needed in ("def helper_of_run", "def run", "def _call", "check_first = CheckFirst()", "EXERCISE = "):
         assert needed in text
 
