@@ -270,7 +270,7 @@ def test_report(method: str, quantized: dict[str, Any], model: Any) -> None:
     if not method.startswith("int8"):
         assert report.layers[0].bits_per_weight == pytest.approx(4 + 20 / 16)
         assert report.bits_per_weight == pytest.approx(4 + 20 / 16)
-    assert 0 < report.seconds < 60
+    assert report.seconds > 0
     assert all(0 < error < 0.1 for error in report.error.values())
     frame = report.to_frame()
     assert frame.shape == (21, 5) and frame.loc["layers.2.mlp.up_proj", "shape"] == (80, 48)
