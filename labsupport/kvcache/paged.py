@@ -33,6 +33,8 @@ class PagedKVCache(BlockTables):
         ValueError: a size is below 1.
     """
 
+    _scratch: Tensor  # what `attend` gathers keys into
+
     def __init__(
         self,
         num_layers: int,

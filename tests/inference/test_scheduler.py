@@ -46,6 +46,7 @@ def next_token(text: Sequence[int]) -> int:
 def compute(scheduler: Scheduler, plan: Plan) -> list[Request]:
     """The step of an engine. Returns the finished requests. The next token follows from the contents of the cache."""
     cache, entries = scheduler.cache, plan.scheduled
+    assert isinstance(cache, PagedKVCache)
     texts = [each.request.token_ids for each in entries]
     batch = PagedBatch(cache, [each.request.request_id for each in entries])
     starts = batch.lengths

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labsupport.kvcache import block_by_block_attention, paged_attention
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @settings(max_examples=60)

@@ -440,7 +440,7 @@ async def test_a_worker_that_is_stopped_finishes_or_gives_back(world: World) -> 
         taking -= 1
         return found
 
-    worker.queue.take = counted  # type: ignore[method-assign]
+    worker.queue.take = counted  # type: ignore[method-assign, assignment]
     asked = [asyncio.ensure_future(ask(api, f"{number}", 4)) for number in range(2)]
     await until(lambda: first.permits.locked() and first.open == 2)
     task = world.tasks.pop(worker)
