@@ -188,7 +188,7 @@ for module in pkgutil.walk_packages(labsupport.checks.__path__, "labsupport.chec
 secret = re.compile("_?(judge|compare|true_|right_|known_|expected|output_error|coarsest|num_that|draw_).*|cache_bytes")
 def judges():
     for each in gc.get_objects():
-        if inspect.isfunction(each) and each.__module__.startswith("labsupport.checks.ex"):
+        if inspect.isfunction(each) and str(each.__module__).startswith("labsupport.checks.ex"):
             if secret.fullmatch(each.__name__) and "NotImplementedError" not in each.__code__.co_names:
                 yield each
     yield from (name for name in sys.modules if name.endswith((".oracles", ".drawing", ".reading")))
