@@ -127,7 +127,7 @@ def test_e87_bits_per_weight_with_metadata():
     assert 32 / quantized_bits_per_weight(4, 128) == pytest.approx(7.70, abs=0.005)
     assert 16 / quantized_bits_per_weight(4, 128) == pytest.approx(3.85, abs=0.005)
     assert 70e9 * quantized_bits_per_weight(4, 128) / 8 / GIB == pytest.approx(33.9, abs=0.05)
-    with pytest.raises(ValueError, match="in_features must say how long a row is"):
+    with pytest.raises(ValueError, match="in_features must give the length of a row"):
         quantized_bits_per_weight(4, None)
 
 
