@@ -94,6 +94,16 @@ def batch_windows(
             start = stop
 
 
+def first_windows(windows: Sequence[Int64[Tensor, " time"]], tokens: int) -> list[Int64[Tensor, " time"]]:
+    """As many of the first windows as it takes to reach ``tokens`` tokens; all of them if they hold fewer."""
+    kept: list[Tensor] = []
+    for window in windows:
+        if sum(map(len, kept)) >= tokens:
+            break
+        kept.append(window)
+    return kept
+
+
 def check_calibration(calibration: Sequence[Tensor], vocab_size: int) -> list[Int64[Tensor, " time"]]:
     """The windows as a list, or a ValueError that names the wrong one."""
     if isinstance(calibration, Tensor) or not isinstance(calibration, Sequence):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, nmse, stages
+from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, first_windows, nmse, stages
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.progress import progress_bar
 from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
@@ -79,7 +79,7 @@ def prune_model(
     pruned = copy.deepcopy(llama)
     prune = _method(pruned, method, sparsity, pattern, scope, damping, block_size)
     report = PruningReport(method, sparsity, pattern, scope)
-    needed = _few(windows) if method == "magnitude" else windows
+    needed = first_windows(windows, ERROR_TOKENS) if method == "magnitude" else windows
     num_stages = NUM_STAGES * len(llama.layers)
     for stage in progress_bar(stages(pruned, needed), method, "stage", progress, total=num_stages):
         sample, linears = stage.sample(ERROR_TOKENS), stage.linears
@@ -132,17 +132,6 @@ def _method(
         masks = global_magnitude_masks(weights, sparsity)
         return magnitude_globally
     return {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
-
-
-def _few(windows: list[Tensor]) -> list[Tensor]:
-    """Enough for the report's errors."""
-    kept, tokens = [], 0
-    for window in windows:
-        if tokens >= ERROR_TOKENS:
-            break
-        kept.append(window)
-        tokens += len(window)
-    return kept
 
 
 def _check_options(method: str, sparsity: float, pattern: str | None, scope: str) -> None:

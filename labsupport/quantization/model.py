@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, check_calibration, stages
+from labsupport.lm.calibrate import NUM_STAGES, check_calibration, first_windows, stages
 from labsupport.numerics.checks import check_bits
 from labsupport.progress import progress_bar
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
@@ -94,15 +94,7 @@ def quantize_model(
 
 def _windows_for(method: str, windows: list[Tensor]) -> list[Tensor]:
     """All of them, unless they only serve the report's errors."""
-    if method not in ("rtn", "int8_dynamic"):
-        return windows
-    kept, tokens = [], 0
-    for window in windows:
-        if tokens >= ERROR_TOKENS:
-            break
-        kept.append(window)
-        tokens += len(window)
-    return kept
+    return first_windows(windows, ERROR_TOKENS) if method in ("rtn", "int8_dynamic") else windows
 
 
 def _check_options(method: str, bits: int, smooth: bool | float, head_bits: int | None) -> None:
