@@ -63,7 +63,7 @@ class Lab:
         return f"{self.url}/doc/workspaces/{workspace}/tree/{notebook}?token={self.token}"
 
 
-@pytest.fixture(scope="session", params=["current", pytest.param("colab", marks=pytest.mark.colab)])
+@pytest.fixture(scope="session", params=["current", pytest.param("colab", marks=[pytest.mark.colab, pytest.mark.slow])])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """JupyterLab on a free port of this machine, with configuration, runtime and data folders of its own."""
     kernel_python, extensions = sys.executable, []

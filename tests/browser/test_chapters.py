@@ -39,7 +39,11 @@ def cells_for_pictures(notebook: nbformat.NotebookNode) -> list[nbformat.Noteboo
     return [code[i] for i in sorted(wanted)]
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(
+    scope="module",
+    params=[NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])],
+    ids=lambda path: path.stem,
+)
 def chapter(request, notebook_page, lab):
     path = request.param
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
