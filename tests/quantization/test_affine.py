@@ -259,7 +259,7 @@ def test_bad_input_is_named(call, message):
 def test_every_public_name_is_there():
     for name in quantization.__all__:
         assert getattr(quantization, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = quantization.nonsense
 
 
