@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         spread = getattr(getattr(item, "module", None), "SPREAD", "file")
         group = item.nodeid.partition("::")[0]
         if spread == "parameter":
-            group += f"[{item.callspec.id}]" if hasattr(item, "callspec") else f"::{item.name}"
+            # no brackets: pytest-xdist takes a name that ends in one for that of a test, and ignores the group
+            group += f" {item.callspec.id}" if hasattr(item, "callspec") else f" {item.name}"
         if spread != "test":
             item.add_marker(pytest.mark.xdist_group(group))
 

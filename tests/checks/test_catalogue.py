@@ -13,6 +13,8 @@ import torch
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
 from labsupport.grading.stubs import cut_solution
 
+SPREAD = "test"  # see tests/conftest.py
+
 CATALOGUE = runpy.run_path(str(Path(__file__).parent / "catalogue" / "load.py"))
 ANSWERS = {name: CATALOGUE["answers"](name) for name in exercises()}
 RIGHT = [answer for right, _ in ANSWERS.values() for answer in right]
@@ -33,7 +35,7 @@ def namespace_of(cells: dict[str, str]) -> dict:
     return namespace
 
 
-@pytest.mark.parametrize("seed", [PUBLIC_SEED, 0, 1])
+@pytest.mark.parametrize("seed", [PUBLIC_SEED, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1))])
 @pytest.mark.parametrize("answer", RIGHT, ids=names_of)
 def test_right_answers_get_full_marks(answer, seed, capfd):
     verdicts = exercise(answer.exercise).grade(namespace_of(answer.cells), seed)
@@ -42,7 +44,7 @@ def test_right_answers_get_full_marks(answer, seed, capfd):
     assert capfd.readouterr() == ("", "")  # what the answer prints does not reach the notebook
 
 
-@pytest.mark.parametrize("seed", [PUBLIC_SEED, 3])
+@pytest.mark.parametrize("seed", [PUBLIC_SEED, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("answer", WRONG, ids=names_of)
 def test_wrong_answers_fail_with_the_message_meant_for_them(answer, seed):
     verdicts = exercise(answer.exercise).grade(namespace_of(answer.cells), seed)

@@ -98,6 +98,7 @@ def test_perplexity_of_tiny_and_the_order_of_precisions(lm: LanguageModel) -> No
     assert abs(results[8] / plain - 1) < abs(results[4] / plain - 1) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_int8_costs_smollm2_less_than_half_a_percent() -> None:
     lm = load_lm("smollm2-135m", verbose=False)
