@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The chapters use SmolLM2 where it is cached, which takes minutes: their tests are about `tiny`.
@@ -23,25 +25,36 @@ ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+# A file's tests run in one worker, since they share what its fixtures set up; except in these files, whose tests share
+# nothing that is expensive ("test"), or only those of one parameter do, for example of one notebook ("parameter").
+SPREAD = {
+    "tests/browser/test_chapters.py": "parameter",
+    "tests/checks/test_catalogue.py": "test",
+    "tests/grading/test_catalogues.py": "test",
+    "tests/grading/test_nbgrader.py": "test",
+    "tests/notebooks/test_chapters.py": "test",
+    "tests/notebooks/test_exercises.py": "parameter",
+}
+
+
+class BySharedSetup(LoadScopeScheduling):
+    """What stays together on one worker. (pytest-xdist's own groups have no effect with pytest 9.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        spread = SPREAD.get(file, "file")
+        return {"file": file, "test": nodeid, "parameter": f"{file}{test[test.find('[') :]}"}[spread]
+
+
+@pytest.hookimpl(optionalhook=True)  # there is no such hook where pytest-xdist is switched off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    return BySharedSetup(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: with two workers, one that starts last is waited for alone. And what stays together.
-
-    A file's tests run in one worker, since they share what its fixtures set up; unless the file says otherwise:
-
-        SPREAD = "test"         its tests share nothing that is dear
-        SPREAD = "parameter"    only those of one parameter do, for example of one notebook
-    """
+    """Long tests first: with two workers, one that starts last is waited for alone."""
     long = ("slow", "browser", "smollm2")
     items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in long))
-    for item in items:
-        spread = getattr(getattr(item, "module", None), "SPREAD", "file")
-        group = item.nodeid.partition("::")[0]
-        if spread == "parameter":
-            # no brackets: pytest-xdist takes a name that ends in one for that of a test, and ignores the group
-            group += f" {item.callspec.id}" if hasattr(item, "callspec") else f" {item.name}"
-        if spread != "test":
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

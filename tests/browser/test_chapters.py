@@ -18,8 +18,6 @@ import pytest
 from labsupport.grading.intake.cell_code import defined_names, used_names
 
 pytestmark = pytest.mark.browser
-SPREAD = "parameter"  # see tests/conftest.py: a chapter is opened once, by one worker
-
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -16,8 +16,6 @@ import torch
 from labsupport.checks import PUBLIC_SEED, exercise, exercises
 from labsupport.grading.stubs import cut_solution
 
-SPREAD = "test"  # see tests/conftest.py
-
 CATALOGUE = runpy.run_path(str(Path(__file__).parent / "catalogue" / "load.py"))
 ANSWERS = {name: CATALOGUE["answers"](name) for name in exercises()}
 RIGHT = [answer for right, _ in ANSWERS.values() for answer in right]

@@ -15,7 +15,6 @@ import pytest
 from labsupport.checks import exercise, exercises
 from labsupport.grading.grade import grade
 
-SPREAD = "test"  # over workers: the tests share nothing
 ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
 

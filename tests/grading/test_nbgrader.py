@@ -16,7 +16,6 @@ from labsupport.grading.nbgrader_metadata import annotate, check_points
 from labsupport.grading.release import release
 from labsupport.grading.stubs import make_exercise, read_notebook, to_text
 
-SPREAD = "test"  # over workers: the tests share nothing
 ROOT = Path(__file__).parents[2]
 QUICK = "ex02_kv_cache_size"
 

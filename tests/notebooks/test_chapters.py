@@ -16,8 +16,6 @@ import pytest
 import labsupport
 
 ROOT = Path(__file__).parents[2]
-SPREAD = "test"  # see tests/conftest.py
-
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 EXERCISES = sorted((ROOT / "exercises").glob("*.ipynb"))
