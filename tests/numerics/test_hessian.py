@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from hessians import correlated, gaussian, hessian_of
 
 from labsupport.numerics.hessian import HessianAccumulator, inverse_cholesky
-
-
-def correlated(tokens: int, features: int, seed: int = 0, mixing_seed: int = 100) -> Tensor:
-    """Activations with a decaying spectrum; the same ``mixing_seed`` is the same distribution."""
-    mixing = torch.randn(features, features, generator=torch.Generator().manual_seed(mixing_seed))
-    spectrum = torch.arange(1, features + 1).float() ** -0.7
-    return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)) * spectrum @ mixing
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def hessian_of(x: Tensor) -> Tensor:
-    accumulator = HessianAccumulator(x.shape[-1])
-    accumulator.add(x)
-    return accumulator.hessian
 
 
 def test_e13_any_leading_dimensions_and_running() -> None:

@@ -6,31 +6,14 @@ import math
 
 import pytest
 import torch
+from hessians import correlated, gaussian, hessian_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.gptq import GPTQStep, gptq_quantize, gptq_steps
 from labsupport.quantization.qweight import find_scale_zero, quantize_to_codes
 from labsupport.quantization.rtn import rtn_quantize
-
-
-def correlated(tokens: int, features: int, seed: int = 0, mixing_seed: int = 100) -> Tensor:
-    """Activations with a decaying spectrum; the same ``mixing_seed`` is the same distribution."""
-    mixing = torch.randn(features, features, generator=torch.Generator().manual_seed(mixing_seed))
-    spectrum = torch.arange(1, features + 1).float() ** -0.7
-    return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)) * spectrum @ mixing
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def hessian_of(x: Tensor) -> Tensor:
-    accumulator = HessianAccumulator(x.shape[-1])
-    accumulator.add(x)
-    return accumulator.hessian
 
 
 def output_nmse(quantized: Tensor, weight: Tensor, x: Tensor) -> float:
