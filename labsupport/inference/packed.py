@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from labsupport.kvcache import PagedBatch, PagedKVCache
-from labsupport.kvcache.grouped import visible
+from labsupport.lm.cache import visible
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,12 @@ class Chunk:
     end: int
     length: int
     table: Int64[Tensor, " blocks"]
-    mask: Bool[Tensor, "tokens length"] | None  # None: the sequence begins with them, and is_causal is enough
+
+    def mask(self, window: int | None) -> Bool[Tensor, "tokens length"] | None:
+        """None: the sequence begins with them, and is_causal is enough."""
+        if self.end - self.start == self.length and (window is None or window >= self.length):
+            return None
+        return visible(torch.arange(self.length - (self.end - self.start), self.length), self.length, window)
 
 
 class PackedBatch:
@@ -76,17 +81,18 @@ class PackedBatch:
         query: Float[Tensor, "1 num_heads tokens head_dim"],
         key: Float[Tensor, "1 num_kv_heads tokens head_dim"],
         value: Float[Tensor, "1 num_kv_heads tokens head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "1 num_heads tokens head_dim"]:
-        """Each token attends to its own sequence."""
+        """Each token attends to its own sequence (the last ``window`` tokens of it)."""
         contexts, start = [], 0
         for part, (rows, time) in zip(self._parts, self._shapes, strict=True):
             end = start + rows * time
             if time == 1:  # [1, heads, rows, head_dim] <-> [rows, heads, 1, head_dim]
                 own = [each[:, :, start:end].transpose(0, 2) for each in (query, key, value)]
-                contexts.append(part.attend(layer_index, *own).transpose(0, 2))
+                contexts.append(part.attend(layer_index, *own, window).transpose(0, 2))
             else:
                 own = [each[:, :, start:end] for each in (query, key, value)]
-                contexts.append(part.attend(layer_index, *own))
+                contexts.append(part.attend(layer_index, *own, window))
             start = end
         return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
 
@@ -114,8 +120,7 @@ class PackedBatch:
         for seq_id, count in self._chunks:
             held = self.cache.length(seq_id)
             table = torch.tensor(self.cache.block_table(seq_id))
-            mask = None if held == 0 else visible(torch.arange(held, held + count), held + count)
-            found.append(Chunk(start, start + count, held + count, table, mask))
+            found.append(Chunk(start, start + count, held + count, table))
             start += count
         return found
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens, visible
+from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens
+from labsupport.lm.cache import visible
 
 
 def block_by_block_attention(
@@ -83,6 +84,7 @@ class PagedStep:
     """
 
     total: int  # tokens of the longest sequence, the new ones included
+    positions: Int64[Tensor, "batch time"]
     from_empty: bool  # nothing is held yet: the new tokens attend to themselves alone
     mask: Bool[Tensor, "batch time total"] | None
     block_rows: Int64[Tensor, " batch*num_kv_heads*blocks"]
@@ -125,7 +127,7 @@ class PagedStep:
         ragged, from_empty = min(ends) < total, max(starts) == 0 and time > 1
         mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
         value_sum = ValueSum.plan(rows, torch.tensor(ends, device=device), num_heads, ragged) if time == 1 else None
-        return PagedStep(total, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum)
+        return PagedStep(total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum)
 
     def store(
         self,
@@ -145,12 +147,21 @@ class PagedStep:
         key_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
         value_blocks: Float[Tensor, "num_blocks num_kv_heads block_size head_dim"],
         scratch: Tensor | None = None,
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
         """Attention over all that the blocks hold of each sequence. ``scratch``: memory for the gathered keys."""
         key = self.gather(key_blocks, len(query), scratch)
+        mask, is_causal = self.mask_within(window)
         if self.value_sum is None:
-            return grouped_attention(query, key, self.gather(value_blocks, len(query)), self.mask, self.from_empty)
-        return self.value_sum(decode_weights(query, key, self.mask), value_blocks).view(query.shape)
+            return grouped_attention(query, key, self.gather(value_blocks, len(query)), mask, is_causal)
+        return self.value_sum(decode_weights(query, key, mask), value_blocks).view(query.shape)
+
+    def mask_within(self, window: int | None, total: int | None = None) -> tuple[Tensor | None, bool]:
+        """Mask over ``total`` slots (None: those of the longest sequence), and whether the plain causal one is meant,
+        where a token sees only the last ``window`` tokens."""
+        if window is None or window >= self.total:
+            return self.mask, self.from_empty
+        return visible(self.positions, self.total if total is None else total, window), False
 
     def gather(
         self,

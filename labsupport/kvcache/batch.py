@@ -88,9 +88,11 @@ class PagedBatch:
         query: Float[Tensor, "batch num_heads time head_dim"],
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
-        """Store the new keys and values of one layer, and attend causally over all that the sequences hold."""
-        return self.cache.attend(layer_index, self.step(query.shape[1]), query, key, value)
+        """Store the new keys and values of one layer, and attend causally over all that the sequences hold, or over
+        the last ``window`` tokens of each."""
+        return self.cache.attend(layer_index, self.step(query.shape[1]), query, key, value, window)
 
     def advance(self, time: int) -> None:
         """All layers are done: the new tokens count as held, and full blocks can be found."""

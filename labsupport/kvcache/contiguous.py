@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from labsupport.kvcache.grouped import CacheFull, check_counts, grouped_attention, pad_right, real_tokens, visible
+from labsupport.kvcache.grouped import CacheFull, check_counts, grouped_attention, pad_right, real_tokens
 from labsupport.lm import Llama
+from labsupport.lm.cache import visible
 
 
 class KVCache:
@@ -109,12 +110,14 @@ class KVCache:
         query: Float[Tensor, "batch num_heads time head_dim"],
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
-        """Store the new keys and values of one layer, and attend causally over all that is held."""
+        """Store the new keys and values of one layer, and attend causally over all that is held, or over the last
+        ``window`` tokens."""
         assert self._step is not None, "positions() begins a pass"
         self._write(layer_index, key, value, self._step)
         held_key, held_value = self._read(layer_index, self._step.total)
-        return grouped_attention(query, held_key, held_value, self._step.mask, self._step.is_causal)
+        return grouped_attention(query, held_key, held_value, *self._step.mask_within(window))
 
     def advance(self, time: int) -> None:
         """All layers are done: the new tokens count as held."""
@@ -192,6 +195,12 @@ class Step:
         rows, columns = (torch.tensor(each, device=device) for each in real_tokens(counts))
         index = rows, columns, positions[rows, columns]
         return Step(positions, ends, total, visible(positions, total), False, None, index)
+
+    def mask_within(self, window: int | None) -> tuple[Tensor | None, bool]:
+        """``mask`` and ``is_causal`` where a token sees only the last ``window`` tokens."""
+        if window is None or window >= self.total:
+            return self.mask, self.is_causal
+        return visible(self.positions, self.total, window), False
 
     def store(self, slots: Tensor, new: Tensor) -> None:
         """``new`` [batch, kv_heads, time, ...] into ``slots`` [batch, kv_heads, capacity, ...]."""

@@ -48,11 +48,6 @@ def decode_weights(
     return scores.softmax(dim=-1)
 
 
-def visible(positions: Int64[Tensor, "batch time"], total: int) -> Bool[Tensor, "batch time total"]:
-    """Causal: the query at position p sees slots 0 to p. Slots after that (padding, old contents) stay hidden."""
-    return torch.arange(total, device=positions.device) <= positions[..., None]
-
-
 def pad_right(
     token_lists: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> Int64[Tensor, "batch longest"]:

@@ -124,17 +124,19 @@ class PagedKVCache(BlockTables):
         query: Float[Tensor, "batch num_heads time head_dim"],
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
-        """`store`, then causal attention over all that the sequences of the pass hold."""
+        """`store`, then causal attention over all that the sequences of the pass hold, or over the last ``window``
+        tokens of each."""
         self.store(layer_index, step, key, value)
         if step.from_empty:
-            return grouped_attention(query, key, value, is_causal=True)
+            return grouped_attention(query, key, value, *step.mask_within(window, key.shape[2]))
         keys, values = self.blocks[layer_index]
         size = len(step.block_rows) * self.block_size * self.head_dim
         if self._scratch.numel() < size:  # all layers gather into it: fresh memory for each costs more than gathering
             with torch.inference_mode(False):
                 self._scratch = self.blocks.new_empty(size)
-        return step.attend(query, keys, values, self._scratch)
+        return step.attend(query, keys, values, self._scratch, window)
 
     def read_blocks(
         self, layer_index: int, table: Int64[Tensor, " blocks"]

@@ -57,11 +57,12 @@ class QuantizedKVCache(KVCache):
         query: Float[Tensor, "batch num_heads time head_dim"],
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
         if not self.rotate:
-            return super().attend(layer_index, query, key, value)
+            return super().attend(layer_index, query, key, value, window)
         query, key, value = (rotate_heads(each, self.hadamard) for each in (query, key, value))
-        return rotate_heads(super().attend(layer_index, query, key, value), self.hadamard)
+        return rotate_heads(super().attend(layer_index, query, key, value, window), self.hadamard)
 
     @property
     def nbytes(self) -> int:
@@ -130,14 +131,20 @@ class QuantizedPagedKVCache(PagedKVCache):
 
     @torch.no_grad()
     def attend(
-        self, layer_index: int, step: PagedStep, query: Tensor, key: Tensor, value: Tensor
+        self,
+        layer_index: int,
+        step: PagedStep,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
         self.store(layer_index, step, key, value)
         key, value = (
             self._dequantize(*(step.gather(each[layer_index, which], len(query)) for each in self._storage()))
             for which in range(2)
         )  # [batch, num_kv_heads, total, head_dim]
-        context = grouped_attention(rotate_heads(query, self.hadamard), key, value, step.mask, step.from_empty)
+        context = grouped_attention(rotate_heads(query, self.hadamard), key, value, *step.mask_within(window))
         return rotate_heads(context, self.hadamard)
 
     def read_blocks(

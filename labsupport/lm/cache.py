@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -30,8 +30,10 @@ class Cache(Protocol):
         query: Float[Tensor, "batch num_heads time head_dim"],
         key: Float[Tensor, "batch num_kv_heads time head_dim"],
         value: Float[Tensor, "batch num_kv_heads time head_dim"],
+        window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
-        """Store the new keys and values; attend causally over all that the sequence holds, the new ones included."""
+        """Store the new keys and values; attend causally over all that the sequence holds, the new ones included, or
+        over the last ``window`` tokens, the query's own included."""
         ...
 
     def advance(self, time: int) -> None:
@@ -52,7 +54,9 @@ class ConcatCache:
     def positions(self, batch: int, time: int) -> Int64[Tensor, "1 time"]:
         return torch.arange(self.length, self.length + time)[None]
 
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, window: int | None = None
+    ) -> Tensor:
         old_key, old_value = self.keys[layer_index], self.values[layer_index]
         if old_key is not None and old_value is not None:
             # cut to `length`: an earlier pass may have failed after some of its layers
@@ -60,8 +64,17 @@ class ConcatCache:
             value = torch.cat((old_value[:, :, : self.length], value), dim=2)
         self.keys[layer_index], self.values[layer_index] = key, value
         time, total = query.shape[2], key.shape[2]
-        mask = torch.ones(time, total, dtype=torch.bool, device=query.device).tril(total - time)
+        mask = visible(torch.arange(total - time, total, device=query.device), total, window)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
     def advance(self, time: int) -> None:
         self.length += time
+
+
+def visible(
+    positions: Int64[Tensor, "*batch time"], total: int, window: int | None = None
+) -> Bool[Tensor, "*batch time total"]:
+    """Causal: the query at position p sees slots 0 to p, of these the last ``window`` if there is one. Slots after p
+    (padding, old contents) stay hidden."""
+    slots, own = torch.arange(total, device=positions.device), positions[..., None]
+    return slots <= own if window is None else (slots <= own) & (slots > own - window)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from labsupport.files import replacing, write_atomically
+from labsupport.lm.config_file import config_to_hugging_face, read_config
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 
@@ -90,7 +91,7 @@ def write_folder(
     weights_file = folder / "model.safetensors"
     with replacing(weights_file) as temporary:
         save_file(prefixed, temporary, metadata={"format": "pt"})
-    write_json(folder / "config.json", _to_hugging_face(config, eos_token_id))
+    write_json(folder / "config.json", config_to_hugging_face(config, eos_token_id))
     record = record | {"sha256": sha256(weights_file), "bytes": weights_file.stat().st_size}
     write_json(folder / "labsupport.json", record)
 
@@ -102,55 +103,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     path = folder / "labsupport.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-_HUGGING_FACE_NAMES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "max_positions": "max_position_embeddings",
-    "tie_embeddings": "tie_word_embeddings",
-}
-
-
-def _to_hugging_face(config: LlamaConfig, eos_token_id: int) -> dict[str, Any]:
-    renamed = {_HUGGING_FACE_NAMES[name]: value for name, value in asdict(config).items()}
-    fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    return fixed | renamed | {"eos_token_id": eos_token_id}
-
-
-def read_config(folder: Path) -> LlamaConfig:
-    """``config.json`` as a `LlamaConfig`; anything that this Llama would compute wrongly is refused."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"folder must hold config.json; {folder.name} does not")
-    given = json.loads(path.read_text(encoding="utf-8"))
-    rope = given.get("rope_parameters") or {}  # transformers 5 keeps theta and scaling here
-    scaling = given.get("rope_scaling") or rope
-    allowed = {
-        "model_type": (given.get("model_type"), ("llama",)),
-        "hidden_act": (given.get("hidden_act", "silu"), ("silu",)),
-        "attention_bias": (given.get("attention_bias", False), (False,)),
-        "mlp_bias": (given.get("mlp_bias", False), (False,)),
-        "rope_scaling": (scaling.get("rope_type", scaling.get("type", "default")), ("default",)),
-    }
-    for key, (value, accepted) in allowed.items():
-        if value not in accepted:
-            raise ValueError(f"config.json: {key} must be {' or '.join(map(repr, accepted))}; got {value!r}")
-    values = {ours: given[theirs] for ours, theirs in _HUGGING_FACE_NAMES.items() if given.get(theirs) is not None}
-    values.setdefault("num_kv_heads", given.get("num_attention_heads"))
-    values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    values["tie_embeddings"] = given.get("tie_word_embeddings", False)
-    missing = [theirs for ours, theirs in list(_HUGGING_FACE_NAMES.items())[:5] if values.get(ours) is None]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}")
-    return LlamaConfig(**values)
 
 
 def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:

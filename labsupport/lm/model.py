@@ -1,7 +1,8 @@
 """A Llama, readable from top to bottom: the language model that every chapter compresses and serves.
 
 The parts are those of Touvron et al. 2023 (arXiv 2302.13971): RMSNorm before each block, rotary position embedding,
-a SwiGLU feed-forward network, and (from Llama 2 on, arXiv 2307.09288) grouped-query attention. Module names are
+a SwiGLU feed-forward network, and (from Llama 2 on, arXiv 2307.09288) grouped-query attention. Models of other names
+differ by little: each difference is a field of `LlamaConfig`, off by default, and a line or two below. Module names are
 Hugging Face's without the leading ``model.``, so published checkpoints load by name.
 """
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.cache import Cache
+from labsupport.lm.cache import Cache, visible
+from labsupport.lm.rope import RopeScaling, rotary_frequencies
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, each [batch or 1, 1, time, head_dim]
 
@@ -34,6 +36,19 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     max_positions: int = 2048
     tie_embeddings: bool = True
+    # How models of other names differ from a plain Llama
+    rope_scaling: RopeScaling | None = None  # Llama 3.1 and later, long contexts
+    qkv_bias: bool = False  # Qwen 2
+    output_bias: bool = False  # of attention, where attention_bias is true
+    mlp_bias: bool = False
+    qk_norm: bool = False  # Qwen 3: an RMSNorm over each head of queries and keys, before they are turned
+    unturned_layers: tuple[int, ...] = ()  # SmolLM3: layers without rotary positions
+    sliding_window: int | None = None  # Mistral: a token sees this many, itself included; None: all before it
+    windowed_layers: tuple[int, ...] | None = None  # those that the window holds for; None: all
+    embedding_multiplier: float = 1.0  # Granite: four factors that other models do not have
+    attention_multiplier: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0  # logits are divided by it
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -53,6 +68,19 @@ class LlamaConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         if self.head_dim is None or self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary embedding turns pairs); got {self.head_dim}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1, or None; got {self.sliding_window}")
+
+    def window(self, layer_index: int) -> int | None:
+        """How many tokens a token sees in this layer, itself included; None: all before it."""
+        windowed = self.windowed_layers is None or layer_index in self.windowed_layers
+        return self.sliding_window if windowed else None
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by, so that scores / sqrt(head_dim) are those of ``attention_multiplier``."""
+        assert self.head_dim is not None
+        return 1.0 if self.attention_multiplier is None else self.attention_multiplier * self.head_dim**0.5
 
 
 class RMSNorm(nn.Module):
@@ -75,24 +103,38 @@ class Attention(nn.Module):
         super().__init__()
         assert config.head_dim is not None
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.layer_index = layer_index
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.layer_index, self.window = layer_index, config.window(layer_index)
+        self.turned, self.query_scale = layer_index not in config.unturned_layers, config.query_scale
+        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
 
     def forward(
         self, x: Float[Tensor, "batch time hidden"], rotary: Rotary, cache: Cache | None = None
     ) -> Float[Tensor, "batch time hidden"]:
         batch, time, _ = x.shape
         heads = (batch, time, -1, self.head_dim)
-        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_heads, time, head_dim]
-        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), rotary)  # [batch, num_kv_heads, time, head_dim]
+        query = self.q_proj(x).view(heads).transpose(1, 2)  # [batch, num_heads, time, head_dim]
+        key = self.k_proj(x).view(heads).transpose(1, 2)  # [batch, num_kv_heads, time, head_dim]
         value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is None:
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if self.turned:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if self.query_scale != 1:
+            query = query * self.query_scale
+        if cache is not None:
+            context = cache.attend(self.layer_index, query, key, value, self.window)
+        elif self.window is None or self.window >= time:
             context = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         else:
-            context = cache.attend(self.layer_index, query, key, value)
+            mask = visible(torch.arange(time, device=x.device), time, self.window)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
         return self.o_proj(context.transpose(1, 2).reshape(batch, time, -1))
 
 
@@ -101,9 +143,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -116,12 +158,13 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.residual_multiplier = config.residual_multiplier
 
     def forward(
         self, x: Float[Tensor, "batch time hidden"], rotary: Rotary, cache: Cache | None = None
     ) -> Float[Tensor, "batch time hidden"]:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), rotary, cache) * self.residual_multiplier
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual_multiplier
 
 
 class Llama(nn.Module):
@@ -156,7 +199,7 @@ class Llama(nn.Module):
             x = layer(x, rotary, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        return self.norm(x) / self.config.logits_scaling
 
     def embed(
         self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
@@ -165,27 +208,35 @@ class Llama(nn.Module):
         check_tokens(tokens, self.config.vocab_size)
         batch, time = tokens.shape
         positions = torch.arange(time)[None] if cache is None else cache.positions(batch, time)
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens) * self.config.embedding_multiplier
         return x, self.rotary(positions.to(x.device), x.dtype)
 
     def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
         """Cosine and sine for each position; see `rotary_embedding`."""
         assert self.config.head_dim is not None
-        return rotary_embedding(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        config = self.config
+        return rotary_embedding(positions, config.head_dim, config.rope_theta, dtype, config.rope_scaling)
 
 
 def rotary_embedding(
-    positions: Int64[Tensor, "batch time"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+    positions: Int64[Tensor, "batch time"],
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype = torch.float32,
+    scaling: RopeScaling | None = None,
 ) -> Rotary:
     """Cosine and sine of m · theta_i at each position m, where theta_i = theta^(-2i / head_dim), 0 <= i < head_dim/2.
 
     These are the angles of RoFormer (Su et al. 2021, arXiv 2104.09864, section 3.2.2), in float32. Both halves of a
-    head have the same.
+    head have the same. ``scaling`` changes theta_i for long contexts (`labsupport.lm.rope`).
     """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[..., None].float() * theta**-exponents  # [batch, time, head_dim / 2]
+    dynamic = scaling is not None and scaling.kind == "dynamic" and positions.numel() > 0
+    length = int(positions.max()) + 1 if dynamic else 0
+    frequencies = rotary_frequencies(head_dim, theta, scaling, length, positions.device)
+    angles = positions[..., None].float() * frequencies  # [batch, time, head_dim / 2]
     angles = torch.cat((angles, angles), dim=-1)[:, None]  # [batch, 1, time, head_dim]: one for all heads
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    sharpened = 1.0 if scaling is None else scaling.attention_factor
+    return (angles.cos() * sharpened).to(dtype), (angles.sin() * sharpened).to(dtype)
 
 
 def rotate(x: Float[Tensor, "batch heads time head_dim"], rotary: Rotary) -> Float[Tensor, "batch heads time head_dim"]:

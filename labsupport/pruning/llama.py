@@ -101,7 +101,7 @@ def _narrowed(
         if kv_groups or heads_per_group:
             name = f"layers.{i}.self_attn"
             heads, groups = keep_heads(scores[f"{name}.o_proj"], config, kv_groups, heads_per_group, taylor)
-            attention = {f"{name}.{key}.weight": dims for key, dims in _head_slices(config).items()}
+            attention = {f"{name}.{key}": dims for key, dims in _head_slices(config).items()}
             state |= take({key: state[key] for key in attention}, attention, torch.cat((heads, groups)))
             report.groups.append(_group([f"{name}.q_proj"], heads))
             report.groups.append(_group([f"{name}.k_proj", f"{name}.v_proj"], groups))
@@ -145,7 +145,10 @@ def _head_slices(config: LlamaConfig) -> dict[str, dict[int, Tensor]]:
     assert config.head_dim is not None
     queries = torch.arange(config.num_heads).repeat_interleave(config.head_dim)
     keys = config.num_heads + torch.arange(config.num_kv_heads).repeat_interleave(config.head_dim)
-    return {"q_proj": {0: queries}, "o_proj": {1: queries}, "k_proj": {0: keys}, "v_proj": {0: keys}}
+    slices: dict[str, dict[int, Tensor]] = {"o_proj.weight": {1: queries}}
+    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        slices |= {f"{name}.{part}": {0: rows} for part in (("weight", "bias") if config.qkv_bias else ("weight",))}
+    return slices
 
 
 def _group(names: list[str], keep: Tensor) -> GroupReport:
@@ -162,7 +165,15 @@ def with_layers(model: Llama, kept: Sequence[int]) -> Llama:
                 continue
             name = f"layers.{list(kept).index(int(parts[1]))}.{parts[2]}"
         state[name] = value
-    return _build(replace(model.config, num_layers=len(kept)), state, model.training)
+    config, kept = model.config, list(kept)
+    windowed = config.windowed_layers
+    smaller = replace(
+        config,
+        num_layers=len(kept),
+        unturned_layers=tuple(new for new, old in enumerate(kept) if old in config.unturned_layers),
+        windowed_layers=None if windowed is None else tuple(new for new, old in enumerate(kept) if old in windowed),
+    )
+    return _build(smaller, state, model.training)
 
 
 def _build(config: LlamaConfig, state: Mapping[str, Tensor], training: bool) -> Llama:

@@ -46,7 +46,7 @@ class FusedLlama:
     def __init__(self, model: Llama, pack: bool = False) -> None:
         self.model = model
         self.layers = [_FusedLayer(layer, pack) for layer in model.layers]
-        self.norm = model.norm.weight.detach().numpy()
+        self.norm = (model.norm.weight.detach() / model.config.logits_scaling).numpy()
         self.lm_head = merge([model.lm_head], pack)
 
     @staticmethod
@@ -61,14 +61,16 @@ class FusedLlama:
         x, (cos, sin) = model.embed(batch.tokens, batch)
         kind = _Int8Attention if isinstance(batch.cache, QuantizedPagedKVCache) else _Attention
         attention = kind(batch, model.config.num_heads, cos[0, 0].numpy(), sin[0, 0].numpy())
+        unturned = kind(batch, model.config.num_heads, *_no_turn(cos)) if model.config.unturned_layers else attention
         normed = torch.empty_like(x[0])
         residual, delta, out = x[0].numpy(), torch.zeros_like(normed), normed.numpy()
         for index, layer in enumerate(self.layers):
             add_and_norm(residual, delta.numpy(), layer.attention_norm, eps, out)
-            delta = layer.output(attention(index, layer.qkv(normed)))
+            attend = attention if layer.turned else unturned
+            delta = layer.scaled(layer.output(attend(index, layer.normed_heads(layer.qkv(normed)), layer.window)))
             add_and_norm(residual, delta.numpy(), layer.mlp_norm, eps, out)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-            delta = layer.down(F.silu(gate).mul_(up))
+            delta = layer.scaled(layer.down(F.silu(gate).mul_(up)))
         add_and_norm(residual, delta.numpy(), self.norm, eps, out)
         batch.advance(batch.tokens.shape[1])
         return normed
@@ -83,6 +85,28 @@ class _FusedLayer:
         self.mlp_norm = layer.post_attention_layernorm.weight.detach().numpy()
         self.gate_up = _function(merge([mlp.gate_proj, mlp.up_proj], pack))
         self.down = _function(merge([mlp.down_proj], pack))
+        self.attention, self.turned, self.window = attention, attention.turned, attention.window
+        self.residual_multiplier = layer.residual_multiplier
+
+    def normed_heads(self, qkv: Tensor) -> Tensor:
+        """In place, where the model has it: norms of the heads of queries and keys, and a scale of the queries."""
+        own, num_heads = self.attention, self.attention.num_heads
+        if own.qk_norm:
+            heads = qkv.unflatten(1, (-1, own.head_dim))
+            last = num_heads + own.num_kv_heads
+            heads[:, :num_heads] = own.q_norm(heads[:, :num_heads])
+            heads[:, num_heads:last] = own.k_norm(heads[:, num_heads:last])
+        if own.query_scale != 1:
+            qkv[:, : num_heads * own.head_dim] *= own.query_scale
+        return qkv
+
+    def scaled(self, delta: Tensor) -> Tensor:
+        return delta if self.residual_multiplier == 1 else delta.mul_(self.residual_multiplier)
+
+
+def _no_turn(cos: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the angle 0, for layers without rotary positions."""
+    return torch.ones_like(cos[0, 0]).numpy(), torch.zeros_like(cos[0, 0]).numpy()
 
 
 class _Attention:
@@ -94,28 +118,36 @@ class _Attention:
         self.tables, self.lengths, self.chunks = batch.tables, batch.lengths, batch.chunks
         self.work = 2 * int(self.lengths.sum()) * self.width
 
+    def seen_from(self, window: int | None) -> np.ndarray:
+        """[decodes]: the first token that each sequence's new one sees."""
+        return np.zeros_like(self.lengths) if window is None else np.maximum(self.lengths - window, 0)
+
     def __call__(
-        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"], window: int | None = None
     ) -> Float[Tensor, "tokens num_heads*head_dim"]:
         keys, values = self.cache.blocks[layer_index].numpy()
         rows = qkv.numpy()
         rotate_and_store(rows, self.cos, self.sin, self.slots, self.num_heads, keys, values)
         context = torch.empty(len(qkv), self.width)
         if len(self.lengths):
-            arrays = (rows[:, : self.width], keys, values, self.tables, self.lengths, context.numpy())
+            reach = (self.tables, self.seen_from(window), self.lengths)
+            arrays = (rows[:, : self.width], keys, values, *reach, context.numpy())
             in_threads(decode_attention, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
             key, value = self.cache.read_blocks(layer_index, chunk.table)
-            self._attend_chunk(chunk, qkv[:, : self.width], key, value, context)
+            self._attend_chunk(chunk, qkv[:, : self.width], key, value, context, window)
         return context
 
-    def _attend_chunk(self, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, context: Tensor) -> None:
+    def _attend_chunk(
+        self, chunk: Chunk, query: Tensor, key: Tensor, value: Tensor, context: Tensor, window: int | None
+    ) -> None:
         """query, context: [tokens, num_heads * head_dim]; key, value: [num_kv_heads, slots, head_dim]."""
         new = slice(chunk.start, chunk.end)
         own = query[new].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        mask = chunk.mask(window)
         attended = F.scaled_dot_product_attention(
-            own[None], key[None, :, : chunk.length], value[None, :, : chunk.length], attn_mask=chunk.mask,
-            is_causal=chunk.mask is None, enable_gqa=True,
+            own[None], key[None, :, : chunk.length], value[None, :, : chunk.length], attn_mask=mask,
+            is_causal=mask is None, enable_gqa=True,
         )  # fmt: skip
         context[new] = attended[0].transpose(0, 1).flatten(1)
 
@@ -132,7 +164,7 @@ class _Int8Attention(_Attention):
         self.every = np.arange(len(self.slots))
 
     def __call__(
-        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"]
+        self, layer_index: int, qkv: Float[Tensor, "tokens heads_and_kv_heads*head_dim"], window: int | None = None
     ) -> Float[Tensor, "tokens num_heads*head_dim"]:
         cache, codes, scales = self.cache, self.cache.codes[layer_index], self.cache.scales[layer_index]
         piece, num_kv_heads, head_dim = len(cache.hadamard), cache.num_kv_heads, cache.head_dim
@@ -156,11 +188,12 @@ class _Int8Attention(_Attention):
         context = torch.empty(len(qkv), self.width)
         if len(self.lengths):
             key_scales, value_scales = scales[:, self.table].float().numpy()
-            arrays = (query.numpy(), keys, values, key_scales, value_scales, self.tables, self.lengths, context.numpy())
+            reach = (self.tables, self.seen_from(window), self.lengths)
+            arrays = (query.numpy(), keys, values, key_scales, value_scales, *reach, context.numpy())
             in_threads(decode_attention_int8, arrays, len(self.lengths), self.work)
         for chunk in self.chunks:
             key, value = cache.read_blocks(layer_index, chunk.table)
-            self._attend_chunk(chunk, query, key, value, context)
+            self._attend_chunk(chunk, query, key, value, context, window)
         turn(context.numpy().reshape(-1, head_dim), piece)
         return context
 

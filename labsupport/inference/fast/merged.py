@@ -35,10 +35,10 @@ class PackedLinear(nn.Module):
     number of rows and keeps it; prompt chunks come in many sizes and gain nothing, so they are multiplied as usual.
     """
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._weight = weight.detach()
+        self._weight, self._bias = weight.detach(), bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, 16)
 
     @staticmethod
@@ -48,30 +48,33 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         if len(x) > _MOST_PACKED_ROWS:
-            return F.linear(x, self._weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+            return F.linear(x, self._weight, self._bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
 
 
 def merge(linears: Sequence[nn.Module], pack: bool = False) -> nn.Module:
     """One layer whose output is that of ``linears`` side by side. ``pack`` float32 weights (a copy of them)."""
     first = linears[0]
-    if any(type(linear) is not type(first) or getattr(linear, "bias", None) is not None for linear in linears):
+    biases = [getattr(linear, "bias", None) for linear in linears]
+    mixed = any(type(linear) is not type(first) for linear in linears)
+    if mixed or any((each is None) is not (biases[0] is None) for each in biases):
         return SideBySide(linears)
+    bias = None if biases[0] is None else torch.cat([each.detach() for each in biases])
     if type(first) is nn.Linear:
-        return _merge_float(linears, pack)  # type: ignore[arg-type]
+        return _merge_float(linears, bias, pack)  # type: ignore[arg-type]
     if len(linears) == 1:
         return first
     if type(first) in (DynamicQuantizedLinear, Int8WeightLinear):
         weight, scale = (
             torch.cat([linear.get_buffer(name) for linear in linears]) for name in ("weight", "weight_scale")
         )
-        return type(first)(weight, scale)  # type: ignore[arg-type]
+        return type(first)(weight, scale, bias)  # type: ignore[arg-type]
     if type(first) is Int4WeightLinear:
-        return _merge_int4([linear.quantized_weight() for linear in linears]) or SideBySide(linears)  # type: ignore[operator]
+        return _merge_int4([linear.quantized_weight() for linear in linears], bias) or SideBySide(linears)  # type: ignore[operator]
     return SideBySide(linears)
 
 
-def _merge_float(linears: Sequence[nn.Linear], pack: bool) -> nn.Module:
+def _merge_float(linears: Sequence[nn.Linear], bias: Tensor | None, pack: bool) -> nn.Module:
     weights = [linear.weight.detach() for linear in linears]
     weight = weights[0]
     if len(linears) > 1:
@@ -80,14 +83,15 @@ def _merge_float(linears: Sequence[nn.Linear], pack: bool) -> nn.Module:
         for linear, own in zip(linears, rows, strict=True):
             linear.weight.data = own  # the same numbers: held once, and seen by the model and the merged layer
     if pack and PackedLinear.supports(weight):
-        return PackedLinear(weight)
+        return PackedLinear(weight, bias)
     with torch.device("meta"):
         merged = nn.Linear(weight.shape[1], len(weight), bias=False)
     merged.weight = nn.Parameter(weight, requires_grad=False)
+    merged.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return merged
 
 
-def _merge_int4(weights: Sequence[QuantizedWeight]) -> nn.Module | None:
+def _merge_int4(weights: Sequence[QuantizedWeight], bias: Tensor | None) -> nn.Module | None:
     """None where inputs are scaled or sorted differently, or group sizes differ."""
     first = weights[0]
     for other in weights[1:]:
@@ -102,7 +106,7 @@ def _merge_int4(weights: Sequence[QuantizedWeight]) -> nn.Module | None:
     together = QuantizedWeight.from_codes(
         codes, scale, zero_point, 4, first.group_size, first.group_index, first.input_scale
     )
-    return Int4WeightLinear(together)
+    return Int4WeightLinear(together, bias)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

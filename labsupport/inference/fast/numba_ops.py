@@ -70,8 +70,11 @@ def rotate_and_store(qkv, cos, sin, slots, num_heads, keys, values):  # type: ig
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def decode_attention(query, keys, values, tables, lengths, out, first, last):  # type: ignore[no-untyped-def]
-    """Sequences first .. last. query, out: [sequences, num_heads · head_dim]; tables: [sequences, blocks]."""
+def decode_attention(query, keys, values, tables, seen, lengths, out, first, last):  # type: ignore[no-untyped-def]
+    """Sequences first .. last, each over its tokens seen .. length.
+
+    query, out: [sequences, num_heads · head_dim]; tables: [sequences, blocks]; seen, lengths: [sequences].
+    """
     U, f32 = np.uint64, np.float32
     kv_heads, block_size, head_dim = U(keys.shape[1]), U(keys.shape[2]), U(keys.shape[3])
     group = U(query.shape[1]) // (kv_heads * head_dim)
@@ -79,10 +82,10 @@ def decode_attention(query, keys, values, tables, lengths, out, first, last):  #
     weights = np.empty((group, U(tables.shape[1]) * block_size), np.float32)
     powers = np.empty(weights.shape[1], np.int32)
     for row in range(U(first), U(last)):
-        length = U(lengths[row])
+        length, oldest = U(lengths[row]), U(seen[row])
         for head in range(kv_heads):
             start = head * group * head_dim
-            for index in range((length + block_size - U(1)) // block_size):
+            for index in range(oldest // block_size, (length + block_size - U(1)) // block_size):
                 block, begin = U(tables[row, index]), index * block_size
                 count = min(block_size, length - begin)
                 for g in range(group):
@@ -102,10 +105,10 @@ def decode_attention(query, keys, values, tables, lengths, out, first, last):  #
                             score0 += query[row, q + i] * keys[block, head, t, i]
                         weights[g, begin + t] = score0 * scale
             for g in range(group):
-                _softmax(weights[g], powers, length)
+                _softmax(weights[g], powers, oldest, length)
             for i in range(group * head_dim):
                 out[row, start + i] = f32(0)
-            for index in range((length + block_size - U(1)) // block_size):
+            for index in range(oldest // block_size, (length + block_size - U(1)) // block_size):
                 block, begin = U(tables[row, index]), index * block_size
                 count = min(block_size, length - begin)
                 for g in range(group):
@@ -168,7 +171,7 @@ def store_codes(x, scales, slots, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def decode_attention_int8(query, keys, values, key_scales, value_scales, tables, lengths, out, first, last):  # type: ignore[no-untyped-def]
+def decode_attention_int8(query, keys, values, key_scales, value_scales, tables, seen, lengths, out, first, last):  # type: ignore[no-untyped-def]
     """As `decode_attention`. keys, values: uint8 codes of the same shape; number = code · scale + minimum.
 
     key_scales, value_scales: [sequences, blocks, num_kv_heads, block_size, 2], in the order of ``tables``. A code is
@@ -181,7 +184,7 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
     weights = np.empty((group, U(tables.shape[1]) * block_size), np.float32)
     powers = np.empty(weights.shape[1], np.int32)
     for row in range(U(first), U(last)):
-        length = U(lengths[row])
+        length, oldest = U(lengths[row]), U(seen[row])
         for head in range(kv_heads):
             start = head * group * head_dim
             for g in range(group):
@@ -189,7 +192,7 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
                 total = f32(0)
                 for i in range(head_dim):
                     total += query[row, q + i]
-                for index in range((length + block_size - U(1)) // block_size):
+                for index in range(oldest // block_size, (length + block_size - U(1)) // block_size):
                     block, begin = U(tables[row, index]), index * block_size
                     for t in range(min(block_size, length - begin)):
                         score = f32(0)
@@ -197,11 +200,11 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
                             score += query[row, q + i] * f32(keys[block, head, t, i])
                         scale, minimum = key_scales[row, index, head, t, 0], key_scales[row, index, head, t, 1]
                         weights[g, begin + t] = root * (scale * score + minimum * total)
-                _softmax(weights[g], powers, length)
+                _softmax(weights[g], powers, oldest, length)
                 for i in range(head_dim):
                     out[row, q + i] = f32(0)
                 total = f32(0)
-                for index in range((length + block_size - U(1)) // block_size):
+                for index in range(oldest // block_size, (length + block_size - U(1)) // block_size):
                     block, begin = U(tables[row, index]), index * block_size
                     for t in range(min(block_size, length - begin)):
                         weight = weights[g, begin + t] * value_scales[row, index, head, t, 0]
@@ -213,16 +216,18 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
 
 
 @njit(fastmath=FAST_MATH, nogil=True, cache=True)
-def _softmax(scores, powers, length):  # type: ignore[no-untyped-def]
-    """In place, of the first ``length``. exp(x) = 2**n · 2**f with f in ±1/2, in a form that can be vectorised.
+def _softmax(scores, powers, oldest, length):  # type: ignore[no-untyped-def]
+    """In place, of oldest .. length; the weights before become 0.
 
-    2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for it.
+    exp(x) = 2**n · 2**f with f in ±1/2, in a form that can be vectorised. 2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for it.
     """
     f32, i32 = np.float32, np.int32
+    for token in range(oldest):
+        scores[token] = f32(0)
     largest = f32(-np.inf)
-    for token in range(length):
+    for token in range(oldest, length):
         largest = max(largest, scores[token])
-    for token in range(length):
+    for token in range(oldest, length):
         x = max((scores[token] - largest) * f32(1.4426950408889634), f32(-126))
         n = np.floor(x + f32(0.5))
         y = (x - n) * f32(0.6931471805599453)
@@ -232,8 +237,8 @@ def _softmax(scores, powers, length):  # type: ignore[no-untyped-def]
         powers[token] = (i32(n) + i32(127)) << i32(23)
     two_to_the_n = powers.view(np.float32)
     total = f32(0)
-    for token in range(length):
+    for token in range(oldest, length):
         scores[token] *= two_to_the_n[token]
         total += scores[token]
-    for token in range(length):
+    for token in range(oldest, length):
         scores[token] /= total

@@ -164,9 +164,9 @@ def test_nan_in_a_free_slot_does_not_spread() -> None:
     keys = np.full((2, 1, 4, 4), np.nan, np.float32)
     keys[1, 0, :3] = 1
     out, query = np.empty((1, 4), np.float32), np.ones((1, 4), np.float32)
-    decode_attention(query, keys, keys, np.array([[1]]), np.array([3]), out, 0, 1)
+    decode_attention(query, keys, keys, np.array([[1]]), np.array([0]), np.array([3]), out, 0, 1)
     np.testing.assert_allclose(out, 1, rtol=1e-6)
-    decode_attention(query, keys, keys, np.array([[1]]), np.array([4]), out, 0, 1)
+    decode_attention(query, keys, keys, np.array([[1]]), np.array([0]), np.array([4]), out, 0, 1)
     assert np.isnan(out).all(), "a broken key that is in use must show"
 
 
