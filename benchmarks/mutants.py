@@ -5,7 +5,7 @@ with three seeds. A mutant must be killed, or stand in tests/checks/mutation/equ
 right answer. Ends with an error if one survives, if a listed one is killed or no longer made, or if over a tenth are
 listed.
 
-``--show survivors`` (the default) prints those, ``--show all`` each mutant with the check that killed it and its message.
+``--show survivors`` (the default) prints those, ``--show all`` each mutant, with what killed it.
 """
 
 from __future__ import annotations

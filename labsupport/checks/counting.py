@@ -110,8 +110,8 @@ def _other_factors(right: Count, factors: Mapping[str, Count]) -> dict[str, Coun
         found[f"{name} is a factor once too often"] = lambda *a, factor=factor: right(*a) * factor(*a)
         for other, replaced in factors.items():
             if other != name:
-                found[f"{name} stands where {other} belongs"] = (
-                    lambda *a, factor=factor, replaced=replaced: right(*a) // replaced(*a) * factor(*a)
+                found[f"{name} stands where {other} belongs"] = lambda *a, factor=factor, replaced=replaced: (
+                    right(*a) // replaced(*a) * factor(*a)
                 )
     return found
 

@@ -58,6 +58,7 @@ class CheckAxis(Check):
             _compare_scales(spread, x.double(), wanted, axis % x.dim(), case)
             compare_codes(read_codes(q, x, case), x.double(), wanted, case)
 
+
 def _compare_scales(spread: Tensor, x: Tensor, wanted: Tensor, axis: int, case: str) -> None:
     """``spread``: the scales that came back, of x's shape; the first that is off is shown with its slice."""
     if close(spread, wanted.broadcast_to(x.shape)):

@@ -14,7 +14,7 @@ from labsupport.checks.ex01_int8_symmetric.reading import broadcast_scale, read_
 from labsupport.checks.judging import Wrong, float_tensor
 from labsupport.checks.plain import Plain
 
-# float32's eps, the largest floor in good use under a scale (for tensors of zeros); 1e-5 is the scale of values that occur
+# float32's eps, the largest floor in good use under a scale (for tensors of zeros); real values have scales of 1e-5
 LARGEST_FLOOR = 1.2e-7
 
 
@@ -61,7 +61,7 @@ class CheckEdgeCases(Check):
             if not restored.isfinite().all():
                 raise Wrong(f"for {case} the round trip gives NaN or inf")
             wanted, spread = true_scales(x.double(), axis), broadcast_scale(scale, x, case)
-            # A floor under the scale, or a number added to it (to survive zeros), makes the steps of tiny values larger.
+            # A floor under the scale, or a number added to it (to survive zeros), makes steps of tiny values larger.
             steps = torch.minimum(torch.maximum(wanted, spread), wanted + LARGEST_FLOOR).broadcast_to(x.shape)
             too_large = (spread > steps * (1 + SCALE_TOLERANCE)) & (wanted > 0)
             if too_large.any():

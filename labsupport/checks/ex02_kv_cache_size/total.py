@@ -17,7 +17,9 @@ BYTES_FACTORS: dict[str, Callable[..., int]] = {
     **{name: lambda *sizes, i=i: ([*sizes, 2])[i] for i, name in enumerate(NAMES)},
 }
 BYTES_MISTAKES: dict[str, Callable[..., int]] = {
-    "a factor of 2 is missing: keys and values are both kept, that is what the keys alone take": lambda b, t, n, h, d, w=2: b * t * n * h * d * w,
+    "a factor of 2 is missing: keys and values are both kept, those are the keys alone": lambda b, t, n, h, d, w=2: (
+        b * t * n * h * d * w
+    ),
     "that is one layer of one sequence; every layer and every sequence has keys and values of its own": (
         lambda b, t, n, h, d, w=2: 2 * t * h * d * w
     ),

@@ -13,7 +13,9 @@ from labsupport.checks.ex03_mha_vs_gqa.sizes import PER_TOKEN, TOKEN_NAMES, draw
 from labsupport.checks.plain import Plain, call
 
 CACHE_MISTAKES: dict[str, Callable[..., int]] = {
-    "a factor of 2 is missing: keys and values are both kept, that is what the keys alone take": lambda n, h, q, kv, w=2: n * kv * (h // q) * w,
+    "a factor of 2 is missing: keys and values are both kept, those are the keys alone": lambda n, h, q, kv, w=2: (
+        n * kv * (h // q) * w
+    ),
     "that is one layer; each of num_layers has keys and values of its own": lambda n, h, q, kv, w=2: (
         2 * kv * (h // q) * w
     ),

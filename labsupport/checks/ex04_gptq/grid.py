@@ -14,8 +14,8 @@ from labsupport.checks.ex04_gptq.reading import read_weight
 from labsupport.checks.judging import Wrong, returned
 from labsupport.checks.plain import Plain
 
-# Mean square error over that of the coarsest grid in use, step² / 12: right variants are at most at 1.2, those of one bit
-# less at 3.4 and more.
+# Mean square error over that of the coarsest grid in use, step² / 12: right variants are at most at 1.2, one bit less
+# at 3.4 and more.
 COARSER = 2.7
 
 

@@ -1,7 +1,7 @@
 """Schedulers share nothing with each other, nor with the lists they returned.
 
-Each scheduler is compared with one of the same requests that nothing disturbs, not with the right schedule: a mistake in
-the order costs its points elsewhere.
+Each scheduler is compared with one of the same requests that nothing disturbs, not with the right schedule: a mistake
+in the order costs its points elsewhere.
 """
 
 from __future__ import annotations

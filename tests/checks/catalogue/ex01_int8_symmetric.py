@@ -324,8 +324,14 @@ def quantize_int8(x, axis=None):
     "the mean of the magnitudes of a slice": (
         "check_axis",
         "max|x| / 127 of that slice is",
-        {"answer-quantize": [("largest.amax(dim, keepdim=True)", "largest.amax(dim, keepdim=True) if axis is None else "
-                              "largest.mean(dim, keepdim=True)")]},
+        {
+            "answer-quantize": [
+                (
+                    "largest.amax(dim, keepdim=True)",
+                    "largest.amax(dim, keepdim=True) if axis is None else largest.mean(dim, keepdim=True)",
+                )
+            ]
+        },
     ),
     "slices divided by 128": (
         "check_axis",
@@ -335,8 +341,12 @@ def quantize_int8(x, axis=None):
     "max instead of max of magnitudes, in slices": (
         "check_axis",
         "take the largest absolute value",
-        {"answer-quantize": [("largest = x.abs()", "largest = x.abs() if axis is None else x.clone()"),
-                             (_LINE, "scale = (largest / 127).clamp(min=1e-12)")]},
+        {
+            "answer-quantize": [
+                ("largest = x.abs()", "largest = x.abs() if axis is None else x.clone()"),
+                (_LINE, "scale = (largest / 127).clamp(min=1e-12)"),
+            ]
+        },
     ),
     "scales of the slices in reverse order": (
         "check_axis",
@@ -351,8 +361,11 @@ def quantize_int8(x, axis=None):
     "works in place on x where there is an axis": (
         "check_axis",
         "changed its argument x in place",
-        {"answer-quantize": [(_ROUND, "q = (x / scale if axis is None else x.div_(scale)).round().clamp(-127, "
-                              "127).to(torch.int8)")]},
+        {
+            "answer-quantize": [
+                (_ROUND, "q = (x / scale if axis is None else x.div_(scale)).round().clamp(-127, 127).to(torch.int8)")
+            ]
+        },
     ),
     "divides by the scale on the way back": (
         "check_dequantize",

@@ -160,7 +160,9 @@ WRONG = {
     "the size of a group for the number of key-value heads": (
         "check_grouped",
         "not num_heads // num_kv_heads",
-        _parameters((_KV, f"{_KV} if num_kv_heads == num_heads else hidden_size * num_heads // num_kv_heads * head_dim")),
+        _parameters(
+            (_KV, f"{_KV} if num_kv_heads == num_heads else hidden_size * num_heads // num_kv_heads * head_dim")
+        ),
     ),
     "counts biases": (
         "check_multi_head",
@@ -319,12 +321,17 @@ WRONG = {
         "num_kv_heads heads are kept",
         _cache(("* num_kv_heads *", "* (num_heads // num_kv_heads) *")),
     ),
-    "hidden states": ("check_cache", "that is hidden states", _cache((_CACHE, "return num_layers * hidden_size * "
-                                                                              "bytes_per_element"))),
+    "hidden states": (
+        "check_cache",
+        "that is hidden states",
+        _cache((_CACHE, "return num_layers * hidden_size * bytes_per_element")),
+    ),
     "shared twice": (
         "check_cache",
         "divides by the heads that share a key twice",
-        _cache((_CACHE, "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element * num_kv_heads // num_heads")),
+        _cache(
+            (_CACHE, "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element * num_kv_heads // num_heads")
+        ),
     ),
     "bits": ("check_cache", "those are bits", _cache(("return 2 *", "return 16 *"))),
     "queries are kept as well": (
@@ -355,8 +362,13 @@ WRONG = {
     "64 bits of it": (
         "check_models",
         "that is what 64 bits leave of it",
-        _parameters((_SUM, "import numpy as np\n    sizes = np.array([hidden_size, num_heads, head_dim], dtype=np.int64)\n"
-                           "    return int(2 * np.prod(sizes) + 2 * sizes[0] * num_kv_heads * sizes[2])")),
+        _parameters(
+            (
+                _SUM,
+                "import numpy as np\n    sizes = np.array([hidden_size, num_heads, head_dim], dtype=np.int64)\n"
+                "    return int(2 * np.prod(sizes) + 2 * sizes[0] * num_kv_heads * sizes[2])",
+            )
+        ),
     ),
     "other names": (
         "check_models",

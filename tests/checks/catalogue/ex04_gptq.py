@@ -341,8 +341,14 @@ WRONG = {
     "an error for a group of zeros": (
         "check_grid",
         "for a row of zeros, and a group of zeros in another row your code raised ValueError: empty range",
-        {_CELL: [("    return scale, (-low", "    if (high == low).any():\n        raise ValueError('empty range')\n"
-                  "    return scale, (-low")]},
+        {
+            _CELL: [
+                (
+                    "    return scale, (-low",
+                    "    if (high == low).any():\n        raise ValueError('empty range')\n    return scale, (-low",
+                )
+            ]
+        },
     ),
     "a floor of 1e-3 under the scale": (
         "check_grid",
@@ -448,7 +454,11 @@ WRONG = {
     "the covariance in place of XᵀX": (
         "check_output_error",
         "not the covariance: subtract no mean",
-        {_CELL: [("hessian = inputs.T @ inputs", "centred = inputs - inputs.mean(0)\n    hessian = centred.T @ centred")]},
+        {
+            _CELL: [
+                ("hessian = inputs.T @ inputs", "centred = inputs - inputs.mean(0)\n    hessian = centred.T @ centred")
+            ]
+        },
     ),
     "torch.cov": (
         "check_output_error",

@@ -768,7 +768,7 @@ class ContinuousBatchingScheduler:
         "check_state",
         "other schedulers exist",
         _edit((_CLASS, _CLASS + "    def __new__(cls, max_num_seqs):\n"
-                       "        cls.one = cls.__dict__.get('one') or super().__new__(cls)\n        return cls.one\n\n")),
+                       "        cls.one = vars(cls).get('one') or super().__new__(cls)\n        return cls.one\n\n")),
     ),
     "the number of slots is global": (
         "check_state",

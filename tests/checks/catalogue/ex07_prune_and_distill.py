@@ -296,11 +296,18 @@ WRONG = {
     "torch.quantile for the threshold": (
         "check_mask_count",
         "a threshold removes all weights of equal magnitude or none",
-        {_MASK: [(_SMALLEST, "    if num_pruned in (0, weight.numel()):\n"
-                  "        return torch.full(weight.shape, num_pruned == 0)\n"
-                  "    magnitudes = weight.abs().flatten()\n"
-                  "    cut = torch.quantile(magnitudes, num_pruned / weight.numel(), interpolation='lower')\n"
-                  "    return weight.abs() > cut\n")]},
+        {
+            _MASK: [
+                (
+                    _SMALLEST,
+                    "    if num_pruned in (0, weight.numel()):\n"
+                    "        return torch.full(weight.shape, num_pruned == 0)\n"
+                    "    magnitudes = weight.abs().flatten()\n"
+                    "    cut = torch.quantile(magnitudes, num_pruned / weight.numel(), interpolation='lower')\n"
+                    "    return weight.abs() > cut\n",
+                )
+            ]
+        },
     ),
     "a mask of uint8": (
         "check_mask_count",
@@ -627,13 +634,27 @@ WRONG = {
     "another student than the one that was trained": (
         "check_student_accuracy",
         "on the parameters of the student that you return",
-        {_STUDENT: [("    return student\n", f"    student = {_NET}\n    for layer in (student[0], student[2]):\n"
-                     "        layer.weight.data *= magnitude_mask(layer.weight, 0.5)\n    return student\n")]},
+        {
+            _STUDENT: [
+                (
+                    "    return student\n",
+                    f"    student = {_NET}\n    for layer in (student[0], student[2]):\n"
+                    "        layer.weight.data *= magnitude_mask(layer.weight, 0.5)\n    return student\n",
+                )
+            ]
+        },
     ),
     "everything is pruned in the end": (
         "check_student_accuracy",
         "it takes every image for the same digit",
-        {_STUDENT: [("    return student\n", "    for p in student.parameters():\n        p.data *= 0\n    return student\n")]},
+        {
+            _STUDENT: [
+                (
+                    "    return student\n",
+                    "    for p in student.parameters():\n        p.data *= 0\n    return student\n",
+                )
+            ]
+        },
     ),
     "pruned to 90 % at once": (
         "check_student_accuracy",

@@ -24,8 +24,8 @@ RUN = """
 # What each exercise judges by. `inputs` and `judge` use these, `run` must not: none of the words may be in the copy.
 SECRETS = {
     "ex01_int8_symmetric": """
-        true_scales close compare_codes scale_mistake _compare_scale _compare_scales normal read_codes read_restored broadcast_scale
-        SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
+        true_scales close compare_codes scale_mistake _compare_scale _compare_scales normal read_codes
+        read_restored broadcast_scale SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
     """,
     "ex02_kv_cache_size": """
         cache_bytes num_that_fit draw_sizes BYTES_MISTAKES BYTES_FACTORS FIT_MISTAKES _with_default judge_counts
