@@ -25,7 +25,7 @@ class CheckDeadColumns(GPTQCheck):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         weight, x, _ = correlated(seed + 50, 16, 64, 512)
-        dead = x / 64  # so that 1 is no small number on H's diagonal
+        dead = x / 2  # 1 % of H's mean diagonal is less than 1 then: -1 in place of 1 shows
         dead[:, [3, 40, 41]] = 0
         return {
             "inputs with three columns of zeros": [weight, dead, 4, 32],

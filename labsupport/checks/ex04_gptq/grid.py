@@ -81,11 +81,11 @@ def _coarser(parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:
 
 
 def _why_not_finite(value: Plain, weight: Tensor, group_size: int) -> str:
-    """The cause, where nothing but groups of zeros is NaN or inf."""
+    """The cause, where only rows that hold a group of zeros contain NaN or inf."""
     if not isinstance(value, Tensor) or value.shape != weight.shape or not value.is_floating_point():
         return ""
-    zeros = torch.cat([(w == 0).all(1, keepdim=True).expand_as(w) for w in weight.split(group_size, 1)], 1)
-    if not (~value.isfinite() & ~zeros).any():
+    zeros = torch.stack([(w == 0).all(1) for w in weight.split(group_size, 1)]).any(0)
+    if zeros[(~value.isfinite()).any(1)].all():
         return "a group of zeros has no range, its scale is 0, and 0 / 0 is NaN; put a tiny floor under the scale"
     return ""
 
@@ -98,8 +98,8 @@ def _far_off(w: Tensor, q: Tensor, step: Tensor, index: int, bits: int) -> str:
     column = int(steps[row].argmax())
     if not q[row].any():
         return (
-            f"row {row} of group {index} came back as zeros, though it holds {w[row, column]:.3g}: a floor under the "
-            "scale must be far below all real scales"
+            f"row {row} of group {index} came back as zeros, though it holds {w[row, column]:.3g}: each row and each group "
+            "needs a scale of its own, with a floor under it that is far below all real scales"
         )
     return (
         f"row {row} of group {index} is up to {steps.max():.3g} steps off, {w[row, column]:.3g} became "
@@ -118,6 +118,8 @@ def _not_nearest(w: Tensor, q: Tensor, nearest: Tensor, step: Tensor) -> str:
         f"though its row and group hold the level {better:.4g}: "
     )
     toward_zero, down = (q.abs() <= w.abs() + 1e-2 * step)[off].all(), (q <= w + 1e-2 * step)[off].all()
+    if off.double().mean() < 0.25:  # rounding to one side is wrong for half of the weights
+        return f"{text}is H = inputs.T @ inputs?"
     if toward_zero and not down:
         return f"{text}that is truncated, toward zero; round to the nearest"
     if down:

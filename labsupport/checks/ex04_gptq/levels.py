@@ -34,8 +34,9 @@ class CheckLevels(GPTQCheck):
             drawn[f"[{out}, {columns}], bits={bits}, group_size={group_size} ({groups})"] = [
                 weight, x, bits, group_size,
             ]  # fmt: skip
-        weight, x, _ = correlated(seed + 4, 6, 160, 256)
-        drawn["[6, 160], no bits and no group_size given (4 and 64)"] = [weight, x]
+        generator = torch.Generator().manual_seed(seed + 4)
+        weight, x, source = (torch.randn(n, 160, generator=generator, dtype=torch.float32) for n in (6, 400, 400))
+        drawn["[6, 160], no bits and no group_size given (4 and 64)"] = [weight, x + source[:, :1]]
         drawn["[16, 64], bits=3, group_size=64, updates that leave the grid"] = [*_large_and_small(seed + 5), 3, 64]
         return drawn
 
@@ -82,7 +83,7 @@ def _why_too_many(weight: Tensor, levels: Tensor, bits: int) -> str:
     gaps = levels.diff()
     step = gaps.min()
     if ((gaps / step - (gaps / step).round()).abs() > 0.02).any():
-        return "they lie on no grid; leave a column alone once it is rounded, and give a row of a group one scale"
+        return "they lie on no grid; leave columns alone once they are rounded, and give a row of a group one scale"
     if (weight.max().clamp(min=0) - weight.min().clamp(max=0)) / step > 1.5 * 2**bits:
         return f"its steps of {step:.3g} are too narrow; the grid must follow from bits and the group's range"
     return "clamp the codes to the grid: the update moves weights beyond the range that the scale was made for"

@@ -59,11 +59,11 @@ class CheckUpdate(GPTQCheck):
         moved = (
             f"the last column makes up for {first:.2f} and {middle:.2f} of the errors of two earlier ones (1 is best)"
         )
-        if max(first, middle) < -1 + SLOPE_TOLERANCE:
+        if first < 0 and abs(middle + 1) < SLOPE_TOLERANCE:
             raise Wrong(
                 f"later columns move the wrong way, by the right amount: subtract the correction. {FORMULA} ({moved})"
             )
-        if first < 0 and abs(middle) < SLOPE_TOLERANCE:
+        if first < -0.2 and abs(middle) < SLOPE_TOLERANCE:
             raise Wrong(
                 "later columns move the wrong way, as they do with the factor of H: U is that of H⁻¹, not of H. "
                 f"{FORMULA} ({moved})"

@@ -202,7 +202,7 @@ WRONG = {
     ),
     "one level too many": (
         "check_levels",
-        "is on 9 levels; 3 bits allow 8",
+        "is on 5 levels; 2 bits allow 4",
         {_CELL: [(".clamp(0, 2**bits - 1)\n", ".clamp(0, 2**bits)\n")]},
     ),
     "5 bits by default": (
@@ -395,7 +395,7 @@ WRONG = {
     ),
     "damping of 0.01, whatever the inputs": (
         "check_uses_inputs",
-        "all inputs are divided by 64",
+        "make the damping a share of H's mean diagonal",
         {_CELL: [("0.01 * hessian.diagonal().mean() *", "0.01 *")]},
     ),
     "damping of 100, whatever the inputs": (
