@@ -68,7 +68,7 @@ class Check(ABC):
         if missing:
             return {"missing": missing[0]}
         shown = {key: value for key, value in inputs.items() if not key.startswith("_")}
-        with _silence():
+        with silence():
             return self.run({name: namespace[name] for name in self.needs}, shown)
 
     def verdict(self, inputs: Mapping[str, Any], values: Any) -> Verdict:
@@ -116,7 +116,7 @@ class Exercise:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Drop what is printed, warned or displayed: an answer that prints may be right, and nbval compares output."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:

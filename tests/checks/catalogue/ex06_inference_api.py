@@ -29,6 +29,7 @@ import threading
 import uuid
 
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -37,10 +38,10 @@ from labsupport.inference import SamplingParams
         + _METRICS_TEXT
         + """
 
-class Body(BaseModel):
+class Body(BaseModel, strict=True):
     prompt: str = Field(min_length=1)
     max_tokens: int = Field(default=16, ge=1)
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     stream: bool = False
 
 
@@ -108,6 +109,10 @@ def create_app(engine):
             yield "data: " + json.dumps(body, ensure_ascii=False) + "\\n\\n"
         yield "data: [DONE]\\n\\n"
 
+    @app.exception_handler(RequestValidationError)
+    def refuse(request, error):
+        return PlainTextResponse("invalid", status_code=400)
+
     @app.post("/v1/completions")
     def completions(body: Body):
         if stepper.dead:
@@ -147,9 +152,12 @@ import json
 import threading
 import time
 
+from typing import Annotated
+
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt
 
 from labsupport.inference import SamplingParams
 """
@@ -158,9 +166,9 @@ from labsupport.inference import SamplingParams
 
 class CompletionRequest(BaseModel):
     prompt: str = Field(..., min_length=1, max_length=100_000)
-    max_tokens: int = Field(16, gt=0, le=4096)
-    temperature: float = Field(1.0, ge=0, le=2)
-    stream: bool = False
+    max_tokens: StrictInt = Field(16, gt=0, le=4096)
+    temperature: Annotated[StrictInt | StrictFloat, Field(ge=0, le=2)] = 1.0
+    stream: StrictBool = False
 
 
 def create_app(engine):
@@ -199,6 +207,10 @@ def create_app(engine):
             with lock:
                 engine.abort(request_id)
                 latest.pop(request_id)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request, error):
+        return JSONResponse({"error": {"message": str(error)}}, status_code=422)
 
     @app.post("/v1/completions")
     def completions(body: CompletionRequest):
@@ -313,8 +325,10 @@ def create_app(engine):
             return refuse("prompt must be a string that is not empty")
         if type(max_tokens) is not int or not 1 <= max_tokens:
             return refuse("max_tokens must be a positive integer")
-        if type(temperature) not in (int, float) or temperature < 0:
+        if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
             return refuse("temperature must be a number of 0 or more")
+        if type(body.get("stream", False)) is not bool:
+            return refuse("stream must be true or false")
         if broken.is_set():
             return refuse("the engine is broken", 503)
         future, listener = asyncio.get_running_loop().create_future(), asyncio.Queue()
@@ -349,6 +363,7 @@ def create_app(engine):
             async for piece in pieces():
                 if piece is None:
                     yield 'data: {"error": {"message": "the engine is broken"}}\\n\\n'
+                    return
                 elif piece[1] or piece[0].finished:
                     yield f"event: message\\ndata: {json.dumps(part(piece[1], piece[0].finish_reason))}\\n\\n"
             yield "data: [DONE]\\n\\n"
@@ -385,6 +400,7 @@ from dataclasses import dataclass, field
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, HTTPException, Response, status
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, field_validator
 
@@ -392,6 +408,7 @@ from labsupport.inference import SamplingParams
 
 
 class Query(BaseModel):
+    model_config = {"strict": True}
     prompt: str
     max_tokens: int = 16
     temperature: float = 1.0
@@ -407,7 +424,7 @@ class Query(BaseModel):
     @field_validator("temperature")
     @classmethod
     def warm(cls, value):
-        assert value >= 0
+        assert 0 <= value < float("inf")
         return value
 
 
@@ -479,6 +496,7 @@ class Service:
 
 def create_app(engine):
     service, app = Service(engine), FastAPI(docs_url=None)
+    app.add_exception_handler(RequestValidationError, lambda request, error: Response(str(error), 422))
 
     async def admitted(query):
         if service.failed:
@@ -548,9 +566,9 @@ import json
 import threading
 import time
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from labsupport.inference import SamplingParams
 """
@@ -558,10 +576,10 @@ from labsupport.inference import SamplingParams
         + """
 
 class Ask(BaseModel):
-    model_config = {"extra": "ignore"}
+    model_config = {"extra": "ignore", "strict": True, "hide_input_in_errors": True}
     prompt: str = Field(min_length=1)
     max_tokens: int = Field(16, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     stream: bool = False
 
 
@@ -616,7 +634,11 @@ def create_app(engine):
             to_abort.append(request_id)
 
     @app.post("/v1/completions")
-    async def completions(ask: Ask):
+    async def completions(request: Request):
+        try:
+            ask = Ask.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
         check()
         try:
             request_id = await asyncio.to_thread(add_now, ask)
@@ -660,7 +682,6 @@ _PLAIN = """        async for output in outputs_of(request_id):
             pass
 """
 _STREAMED = "        if request.stream:\n"
-_PIECE = "output.text[sent:]"
 _TELL = """                for output in outputs:
                     if output.request_id in queues:
                         queues[output.request_id].put_nowait(output)
@@ -670,15 +691,19 @@ _TURN = """        async with turn:
                 request_id"""
 _REFUSE = "            except ValueError as error:\n                raise HTTPException(400, str(error)) from None\n"
 _ABORT = "            gone.add(request_id)\n"
-_USAGE = "prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(output.token_ids)"
-_EVENT = 'yield f"data: {json.dumps(completion(output, output.text[sent:]))}\\n\\n"'
+_USAGE = "asked, made = len(output.prompt_token_ids), len(output.token_ids)"
+_EVENT = 'yield f"data: {json.dumps(piece)}\\n\\n"'
+_PIECE = "output.text[sent:]"
 _DONE = '        yield "data: [DONE]\\n\\n"\n'
 _METRICS = "return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)"
 _HEALTH = """    async def health():
         if broken:
             raise HTTPException(503, "the engine has failed")
 """
-_PARAMS = "params = SamplingParams(max_tokens=request.max_tokens, temperature=request.temperature)"
+_PARAMS = """params = SamplingParams(max_tokens=request.max_tokens,
+                                temperature=request.temperature)"""
+_TEMPERATURE = " = Field(1.0, ge=0, allow_inf_nan=False)"
+_STRICT = '    model_config = ConfigDict(strict=True)  # "5" and true are no numbers\n'
 _BROKEN = """        if broken:
             raise HTTPException(503, "the engine has failed")
         params"""
@@ -695,7 +720,7 @@ WRONG = {
     "tokens counted as words, prompt and all": (
         "check_completion",
         "not words",
-        _edit((_USAGE, "prompt_tokens, completion_tokens = 0, len((request.prompt + output.text).split())")),
+        _edit((_USAGE, "asked, made = 0, len((request.prompt + output.text).split())")),
     ),
     "the prompt is echoed": (
         "check_completion",
@@ -763,12 +788,12 @@ WRONG = {
     "each event holds the text so far": (
         "check_stream",
         "it must hold only the new piece",
-        _edit((_EVENT, _EVENT.replace(_PIECE, "output.text"))),
+        _edit((_PIECE, "output.text")),
     ),
     "tokens decoded one by one": (
         "check_stream",
         "a character may take several tokens",
-        _edit((_EVENT, _EVENT.replace(_PIECE, "engine.tokenizer.decode(output.token_ids[-1:])")),
+        _edit((_PIECE, "engine.tokenizer.decode(output.token_ids[-1:])"),
               ("if len(output.text) > sent or output.finished:", "if True:")),
     ),
     "no [DONE]": ("check_stream", "the last event must be data: [DONE]", _edit((_DONE, ""))),
@@ -856,14 +881,14 @@ WRONG = {
     ),
     "only the first output is handed on": (
         "check_concurrent",
-        "hand each output to the request it belongs to",
+        "is each output handed to the request it belongs to?",
         _edit((_TELL, _TELL.replace("in outputs:", "in outputs[:1]:"))),
     ),
     # Bad input
     "nothing is checked, an error is a 500": (
         "check_bad_input",
         "was answered with status 500 (ValueError: max_tokens must be",
-        _edit((" = Field(min_length=1)", ""), (" = Field(16, ge=1)", " = 16"), (" = Field(1.0, ge=0)", " = 1.0"),
+        _edit((" = Field(min_length=1)", ""), (" = Field(16, ge=1)", " = 16"), (_TEMPERATURE, " = 1.0"),
               (_REFUSE, "            finally:\n                pass\n")),
     ),
     "the engine's limits are a 500": (
@@ -874,7 +899,7 @@ WRONG = {
     "negative temperatures are taken for 0": (
         "check_bad_input",
         '"temperature": -',
-        _edit((" = Field(1.0, ge=0)", " = 1.0"),
+        _edit((_TEMPERATURE, " = 1.0"),
               (_PARAMS, _PARAMS.replace("=request.temperature", "=max(request.temperature, 0)"))),
     ),
     "max_tokens is clamped": (
@@ -923,13 +948,16 @@ WRONG = {
     "counters as gauges": (
         "check_metrics",
         'there must be a line "# TYPE prompt_tokens_total counter"; its type is gauge',
-        _edit(('CounterMetricFamily("prompt_tokens"', 'GaugeMetricFamily("prompt_tokens_total"')),
+        _edit(("            yield CounterMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            kind = GaugeMetricFamily if name == 'prompt_tokens' else CounterMetricFamily\n"
+               "            yield kind(name + '_total', meaning, getattr(stats, name))\n")),
     ),
     "tokens counted in characters of the answers": (
         "check_metrics",
         "generation_tokens_total must have grown by",
-        _edit(("        yield CounterMetricFamily(\"generation_tokens\", \"Tokens generated.\", stats.generation_tokens)\n",
-               "        yield CounterMetricFamily(\"generation_tokens\", \"Tokens generated.\", counts[0])\n"),
+        _edit(("            yield CounterMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            value = counts[0] if name == 'generation_tokens' else getattr(stats, name)\n"
+               "            yield CounterMetricFamily(name, meaning, value)\n"),
               ("class EngineMetrics:", "counts = [0]\n\n\nclass EngineMetrics:"),
               (_PLAIN, _PLAIN + "        counts[0] += len(output.text)\n")),
     ),
@@ -946,7 +974,7 @@ WRONG = {
     # A client that leaves
     "the engine goes on for a client that left": (
         "check_disconnect",
-        "went on with its request for 100 steps",
+        "went on with its request for 60 steps",
         _edit((_ABORT, "")),
     ),
     "waits for the engine while it is cancelled": (
