@@ -36,12 +36,15 @@ class Channel:
         self._lines: list[bytes] = []  # complete, the next one last
         self._rest = bytearray()
         self._received = 0
+        self._retired = False
 
     def send(self, message: Message) -> None:
         """Raises `Closed` if nobody reads any more."""
         data = json.dumps(message).encode() + b"\n"
         try:
             with self._sending:
+                if self._retired:
+                    raise Closed("this conversation is over")
                 self._connection.sendall(data)
         except (OSError, ValueError) as error:  # ValueError: the socket object was closed
             raise Closed(str(error)) from None
@@ -80,6 +83,11 @@ class Channel:
         """Close the channel, since the other end does not keep to the protocol."""
         self.close()
         raise Malformed(why)
+
+    def retire(self) -> None:
+        """Let nothing more be sent through this object. The connection stays open, for the next conversation."""
+        with self._sending:
+            self._retired = True
 
     def close(self) -> None:
         """End the conversation for both ends; a thread that waits in `receive` or `send` gets `Closed`."""

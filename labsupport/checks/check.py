@@ -78,6 +78,8 @@ class Check(ABC):
                 raise Wrong(
                     f"there is no function {values['missing']}: run the answer cell that defines it", attempted=False
                 )
+            if isinstance(values, dict) and "malformed" in values:
+                raise Wrong("your code wrote something into the check's channel that is no message")
             self.judge(inputs, values)
         except Wrong as wrong:
             return Verdict(False, f"✗ {self.name} (0 of {self.points} points): {wrong}", 0, wrong.attempted)

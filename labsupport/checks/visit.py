@@ -92,15 +92,15 @@ class Visit:
         return self._request("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def finish(self, *got: Got) -> bool:
-        """Wait until all have their answers. Where they do not, see whether waking the event loop helps."""
+        """Whether all have their answers. Where they do not, see whether waking the event loop helps."""
         late = [] if self.wait(lambda: all(each.ended for each in got)) else [each for each in got if not each.ended]
         if late and self.wake(lambda: late[0].ended):
             for each in late:
                 each.woken = True
-            self.wait(lambda: all(each.ended for each in got))
+            return False
         for each in late:
             each.why = "" if each.ended else self._why()
-        return all(each.ended for each in got)
+        return not late
 
     def wake(self, condition: Callable[[], bool]) -> bool:
         """Whether ``condition`` becomes true once the event loop is woken, with nothing for it to do."""

@@ -39,10 +39,13 @@ class VisitedCheck(Check):
     def attend(self, namespace: Mapping[str, Any], channel: Channel, hello: Message) -> None:
         """In a process of its own: say ``hello``, then `host` the functions of ``namespace``."""
         missing = [name for name in self.needs if not callable(namespace.get(name))]
-        channel.send(hello | {"missing": missing[0]} if missing else hello)
-        if not missing:
-            with silence():
-                self.host({name: namespace[name] for name in self.needs}, channel)
+        try:
+            channel.send(hello | {"missing": missing[0]} if missing else hello)
+            if not missing:
+                with silence():
+                    self.host({name: namespace[name] for name in self.needs}, channel)
+        finally:
+            channel.retire()
 
     def receive(self, channel: Channel, inputs: Inputs, hello: Message) -> Plain:
         """The other end of `attend`: the values to judge."""

@@ -14,9 +14,11 @@ from typing import Any
 from labsupport import __version__
 from labsupport.checks import Check, Exercise, Verdict, exercise
 from labsupport.checks.plain import decode, encode
+from labsupport.checks.visited import VisitedCheck
 from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
 from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
 from labsupport.grading.sandbox.limits import Limits
+from labsupport.grading.sandbox.visitor import Visit
 from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
 
 # Python's own MemoryError has no message; one that an answer raises on purpose usually has one
@@ -92,10 +94,16 @@ class _Run:
         while left and self.seconds < job.timeout:
             seconds = job.timeout - self.seconds
             limits = Limits(seconds=seconds, seconds_a_step=min(seconds, max(job.timeout / 3, 1.0)))
-            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits)
+            visits = {i: self._visit(i) for i in left if isinstance(graded.checks[i], VisitedCheck)}
+            shown = {i: b"" if i in visits else encoded[i] for i in left}
+            outcome = warm.run(submission.cells, job.exercise, shown, limits, visits)
             left = self._take(outcome, left)
         for index in left:
             self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
+
+    def _visit(self, index: int) -> Visit:
+        check, inputs = self.graded.checks[index], self.inputs[index]
+        return lambda channel, hello: check.receive(channel, inputs, hello)  # type: ignore[attr-defined]
 
     def _take(self, outcome: Outcome, wanted: list[int]) -> list[int]:
         """Record the results of the checks; return those that a fresh run may still get to."""

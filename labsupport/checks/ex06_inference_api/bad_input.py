@@ -77,6 +77,8 @@ class CheckBadInput(ApiCheck):
             status = got["status"]
             if status is not None and 400 <= status < 500:
                 continue
+            if got["woken"]:
+                text_of(got, what)
             if status is None:
                 raise Wrong(f"{what} was never answered; what cannot be served is refused with a status of 4xx")
             cause = f" ({got['error']['type']}: {got['error']['message']})" if got["error"] else ""

@@ -76,6 +76,10 @@ class CheckCompletion(ApiCheck):
             judge_reason(choice.get("finish_reason"), reason, what)
             self._judge_usage(value.get("usage"), len(body["prompt"].encode()), tokens, what)
             ids.append(judge_envelope(value, what))
+            if type(value.get("created", 0)) is not int:
+                raise Wrong(f'{what}: "created" must be an integer, as clients read it; got {value["created"]!r}')
+            if type(choice.get("index")) is not int or choice["index"] != 0:
+                raise Wrong(f'{what} must have "choices"[0]["index"], which is 0; got {choice.get("index")!r}')
         if len(set(ids)) < len(ids):
             raise Wrong(f'"id" must be a string, a different one for each request; got {ids}')
         if len(values["got"]) != len(inputs["bodies"]):

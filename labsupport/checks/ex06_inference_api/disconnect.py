@@ -24,12 +24,12 @@ class CheckDisconnect(ApiCheck):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 5)
-        return {"answers": draw_answers(draw, 600, 500, 20), "steps": draw.randint(2, 4)}
+        return {"answers": draw_answers(draw, 170, 150, 20), "steps": draw.randint(2, 4)}
 
     def meet(self, visit: Visit, inputs: Inputs, outcome: dict[str, Any]) -> None:
         engine, (leaves, stays, later) = visit.engine, inputs["answers"]
         engine.hold()
-        got = [visit.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 700, "stream": True})
+        got = [visit.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 300, "stream": True})
                for prompt in (leaves, stays)]  # fmt: skip
         visit.wait(lambda: engine.held or any(each.ended for each in got))
         for _ in range(100):
@@ -70,7 +70,7 @@ class CheckDisconnect(ApiCheck):
         leaves, stays, _ = inputs["answers"]
         for each in values["early"]:
             text_of(each, f"POST {COMPLETIONS} with stream: true")
-            raise Wrong("two streams of several hundred tokens: one ended before its client could leave")
+            raise Wrong("two streams of more than a hundred tokens: one ended before its client could leave")
         if not values["gone"]:
             raise Wrong(
                 f"the client of a stream left, and the engine went on with its request for {STEPS} steps: abort it "

@@ -773,6 +773,49 @@ WRONG = {
         'must have "choices"',
         _edit(('return {**completion(output, output.text), "usage": usage}', 'return {"text": output.text, "usage": usage}')),
     ),
+    "fields that it does not know are refused": (
+        "check_completion",
+        "was answered with status 422",
+        _edit((_STRICT, _STRICT.replace("strict=True", 'strict=True, extra="forbid"'))),
+    ),
+    "JSON that is called text": (
+        "check_completion",
+        "the content type must be application/json; got text/plain",
+        _edit(('return {**completion(output, output.text), "usage": usage}',
+               'return Response(json.dumps({**completion(output, output.text), "usage": usage}), media_type="text/plain")')),
+    ),
+    "created is a float": (
+        "check_completion",
+        '"created" must be an integer',
+        _edit(("int(time.time())", "time.time()")),
+    ),
+    "choices are counted from 1": (
+        "check_completion",
+        "which is 0; got 1",
+        _edit(('"index": 0', '"index": 1')),
+    ),
+    "an id that is a number": (
+        "check_completion",
+        '"id" must be a string that is not empty; got 0',
+        _edit(('f"cmpl-{output.request_id}"', "int(output.request_id)")),
+    ),
+    "a queue fed from a thread, which does not wake the loop": (
+        "check_completion",
+        "had woken the event loop: an asyncio.Queue",
+        _edit(("    async def keep_stepping():\n", "    def keep_stepping():\n"),
+              ("async with turn:\n                    while gone", "with turn:\n                    while gone"),
+              (_STEP, "outputs = engine.step()"),
+              ("    turn = asyncio.Lock()", "    turn = threading.Lock()"),
+              (_TURN, """        await asyncio.to_thread(turn.acquire)
+        if True:
+            try:
+                request_id"""),
+              ("            queues[request_id] = asyncio.Queue()\n", "            queues[request_id] = asyncio.Queue()\n            turn.release()\n"),
+              (_REFUSE, _REFUSE.replace("                raise", "                turn.release()\n                raise")),
+              ("if stepping is None or stepping.done():", "if stepping is None or not stepping.is_alive():"),
+              ("stepping = asyncio.create_task(keep_stepping())", "stepping = threading.Thread(target=keep_stepping, daemon=True)\n            stepping.start()"),
+              ("import time\n", "import threading\nimport time\n")),
+    ),
     # Streams
     "stream is ignored": (
         "check_stream",
@@ -811,6 +854,35 @@ WRONG = {
         "check_stream",
         "must be null in all pieces but the last",
         _edit(('"finish_reason": output.finish_reason', '"finish_reason": output.finish_reason or "length"')),
+    ),
+    "[DONE] twice": (
+        "check_stream",
+        "data: [DONE] must come once",
+        _edit((_DONE, _DONE + _DONE)),
+    ),
+    "an id for each piece": (
+        "check_stream",
+        "all events of a stream have the same id",
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'id': f'cmpl-{output.request_id}-{sent}'}\n")),
+    ),
+    "one id for all streams": (
+        "check_stream",
+        '"id" must be different for each stream',
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'id': 'cmpl-stream'}\n")),
+    ),
+    "pieces of another kind": (
+        "check_stream",
+        'an event: "object" must be "text_completion"; got \'chunk\'',
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'object': 'chunk'}\n")),
+    ),
+    "the engine's new text in one piece at the end of each second step": (
+        "check_stream",
+        "before the next step",
+        _edit(("            if len(output.text) > sent or output.finished:",
+               "            if len(output.text) > sent and len(output.token_ids) % 2 or output.finished:")),
     ),
     # Concurrency
     "async def calls engine.generate": (
@@ -926,6 +998,51 @@ WRONG = {
         "was answered with status 200",
         _edit(("raise HTTPException(400, str(error)) from None", "raise HTTPException(200, str(error)) from None")),
     ),
+    "strings are converted to numbers": (
+        "check_bad_input",
+        "is a string, and must be refused",
+        _edit((_STRICT, "")),
+    ),
+    "true is taken for 1": (
+        "check_bad_input",
+        "true is a boolean, and must be refused",
+        _edit((_STRICT, ""), ("max_tokens: int = Field(16, ge=1)", "max_tokens: Any = 16"),
+              ("temperature: float = Field(1.0, ge=0, allow_inf_nan=False)\n    stream: bool", """temperature: Any = 1.0
+
+    @model_validator(mode="after")
+    def numbers(self):
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ValueError("max_tokens must be an integer")
+        if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < float("inf"):
+            raise ValueError("temperature must be a number")
+        self.max_tokens, self.temperature = int(self.max_tokens), float(self.temperature)
+        return self
+
+    stream: bool"""),
+              ("ConfigDict, Field\n", "ConfigDict, Field, model_validator\nfrom typing import Any\n")),
+    ),
+    "half a token is rounded": (
+        "check_bad_input",
+        '.5} was answered with status 200; what cannot be served',
+        _edit(("    max_tokens: int = Field(16, ge=1)", "    max_tokens: float = Field(16, ge=1)"),
+              ("max_tokens=request.max_tokens", "max_tokens=int(request.max_tokens)")),
+    ),
+    "any stream is true": (
+        "check_bad_input",
+        '"stream": "false"',
+        _edit(("    stream: bool = False", "    stream: bool | str = False")),
+    ),
+    "NaN is answered with NaN": (
+        "check_bad_input",
+        "FastAPI's own answer to an invalid field repeats the value",
+        _edit(("    @app.exception_handler(RequestValidationError)\n", "")),
+    ),
+    "a prompt of any type": (
+        "check_bad_input",
+        "what cannot be served is refused",
+        _edit(("    prompt: str = Field(min_length=1)", "    prompt: str | int | None = None"),
+              ("engine.add_request(request.prompt, params)", "engine.add_request(str(request.prompt), params)")),
+    ),
     # Metrics
     "JSON with constants": (
         "check_metrics",
@@ -971,6 +1088,39 @@ WRONG = {
         "num_requests_running is missing",
         _edit(("    registry.register(EngineMetrics(engine))\n", "")),
     ),
+    "nobody ever waits": (
+        "check_metrics",
+        "num_requests_waiting must be 1; got 0",
+        _edit(("            yield GaugeMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            yield GaugeMetricFamily(name, meaning, stats.num_requests_running if 'running' in name else 0)\n")),
+    ),
+    "all that are in the engine are running": (
+        "check_metrics",
+        "num_requests_running must be 2; got 3",
+        _edit(("            yield GaugeMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            yield GaugeMetricFamily(name, meaning, len(queues) if 'running' in name else stats.num_requests_waiting)\n"),
+              ("    queues = {}  #", "    queues.clear()  #"), ("class EngineMetrics:", "queues = {}\n\n\nclass EngineMetrics:")),
+    ),
+    "counters of what runs now": (
+        "check_metrics",
+        "a counter only grows",
+        _edit(("        stats = self.engine.stats()\n",
+               "        stats = self.engine.stats()\n        stats = replace(stats, prompt_tokens=10 * stats.num_requests_running)\n"),
+              ("import time\n", "import time\nfrom dataclasses import replace\n")),
+    ),
+    "types after the samples": (
+        "check_metrics",
+        "must be declared once, before its first sample",
+        _edit((_METRICS, """text = generate_latest(registry).decode()
+        lines = sorted(text.splitlines(), key=lambda line: line.startswith("#"))
+        return Response("\\n".join(lines) + "\\n", media_type=CONTENT_TYPE_LATEST)""")),
+    ),
+    "no number of what has not been counted": (
+        "check_metrics",
+        "is NaN",
+        _edit(("getattr(stats, name))\n        for name, meaning in ((\"prompt_tokens\"",
+               "getattr(stats, name) or float('nan'))\n        for name, meaning in ((\"prompt_tokens\"")),
+    ),
     # A client that leaves
     "the engine goes on for a client that left": (
         "check_disconnect",
@@ -999,6 +1149,18 @@ WRONG = {
               (_TELL, _TELL + "                    last[output.request_id] = replace(output, finish_reason=output.finish_reason or 'abort')\n"),
               ("import time\n", "import time\nfrom dataclasses import replace\n")),
     ),
+    "a table of requests that is never emptied": (
+        "check_disconnect",
+        "a table of requests must lose its entry",
+        _edit(("            del queues[request_id]\n", "")),
+    ),
+    "all outputs are kept": (
+        "check_disconnect",
+        "a table of requests must lose its entry",
+        _edit(("    gone = set()", "    done = []\n    gone = set()"),
+              ("                yield output\n                if output.finished:\n",
+               "                yield output\n                if output.finished:\n                    done.append(output)\n")),
+    ),
     # An engine that fails
     "health is hard-coded": (
         "check_health",
@@ -1017,5 +1179,42 @@ WRONG = {
               ("except Exception:", "except Exception as error:\n            why = str(error)"),
               ("                    raise HTTPException(503, \"the engine has failed\")\n                yield output",
                "                    raise HTTPException(500, why)\n                yield output")),
+    ),
+    "a stream ends in [DONE] after the engine has failed": (
+        "check_health",
+        "which says that the answer is complete",
+        _edit((_DONE, _DONE.replace("        yield", "            yield")),
+              ("        sent = 0\n        async for", "        sent = 0\n        try:\n          async for"),
+              ("                sent = len(output.text)\n", "                sent = len(output.text)\n        finally:\n")),
+    ),
+    "a stream sends the exception": (
+        "check_health",
+        "that is for the log, not for clients",
+        _edit(("    broken = False\n", "    broken = why = False\n"), ("        nonlocal broken\n", "        nonlocal broken, why\n"),
+              ("except Exception:", "except Exception as error:\n            why = str(error)"),
+              ("        sent = 0\n        async for", "        sent = 0\n        try:\n          async for"),
+              ("                sent = len(output.text)\n", "                sent = len(output.text)\n        except HTTPException:\n"
+               "            yield 'data: ' + json.dumps({'error': why}) + '\\n\\n'\n            return\n")),
+    ),
+    "a stream stands still when the engine fails": (
+        "check_health",
+        "the stream was never ended",
+        _edit(("        async for output in outputs_of(request_id):\n            if len",
+               "        async for output in forever(request_id):\n            if len"),
+              ("    async def events(request_id):\n", """    async def forever(request_id):
+        try:
+            async for output in outputs_of(request_id):
+                yield output
+        except HTTPException:
+            await asyncio.Event().wait()
+
+    async def events(request_id):
+""")),
+    ),
+    "a failure is a 200": (
+        "check_health",
+        "was answered with status 200; it must be 500 or 503",
+        _edit((_PLAIN, _PLAIN.replace("        async", "        try:\n            async").replace("            pass", "                pass")
+               + "        except HTTPException:\n            return {'error': 'the engine has failed'}\n")),
     ),
 }  # fmt: skip
