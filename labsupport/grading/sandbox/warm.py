@@ -190,7 +190,7 @@ class WarmProcess:
                     os.close(theirs)
                     if visitor:
                         visitor.begin()
-            frames = read_frames(report, limits.seconds * 2 + GRACE_SECONDS)
+            frames = read_frames(report, limits.seconds * limits.wall + GRACE_SECONDS)
         finally:
             os.close(report)
             if visitor:
