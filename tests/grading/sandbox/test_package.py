@@ -24,18 +24,20 @@ RUN = """
 # What each exercise judges by. `inputs` and `judge` use these, `run` must not: none of the words may be in the copy.
 SECRETS = {
     "ex01_int8_symmetric": """
-        true_scales close compare_codes _compare_scale normal read_codes read_restored broadcast_scale
-        SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
+        true_scales close compare_codes scale_mistake _compare_scale _compare_scales normal read_codes
+        read_restored broadcast_scale SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
     """,
     "ex02_kv_cache_size": """
-        cache_bytes num_that_fit draw_sizes BYTES_MISTAKES FIT_MISTAKES _with_default judge_counts spelled
+        cache_bytes num_that_fit draw_sizes BYTES_MISTAKES BYTES_FACTORS FIT_MISTAKES _with_default judge_counts
+        lost_digits spelled
     """,
     "ex03_mha_vs_gqa": """
-        num_parameters bytes_per_token draw_heads PARAMETER_MISTAKES CACHE_MISTAKES judge_counts spelled
+        num_parameters bytes_per_token draw_heads PARAMETER_MISTAKES CACHE_MISTAKES CACHE_FACTORS judge_counts
+        lost_digits spelled
     """,
     "ex04_gptq": """
         output_error round_to_nearest coarsest_gptq correlated exact_inputs read_weight _hessian
-        _most_levels _moved FORMULA SLOPE_TOLERANCE ERROR_TOLERANCE
+        _levels _large_and_small _coarser _far_off _moved FORMULA SLOPE_TOLERANCE ERROR_TOLERANCE
     """,
     "ex05_continuous_batching": """
         right_schedule read_steps unfinished_at make_case draw_ids _judge_order _judge_schedule _why_idle
@@ -47,7 +49,7 @@ SECRETS = {
     """,
     "ex07_prune_and_distill": """
         right_loss known_mistakes _kl judge_losses near read_loss read_mask read_student _forward
-        require_small draw_digits draw_logits normal WRONG_LABELS ACTIVATIONS
+        require_small _why_inaccurate _is_threshold draw_digits draw_logits normal WRONG_LABELS ACTIVATIONS
     """,
 }
 
