@@ -82,9 +82,9 @@ class CheckMetrics(ApiCheck):
         before, after = scrapes[BEFORE], scrapes[AFTER]
         for when, running, waiting in ((BEFORE, 0, 0), (ONE, 1, 0), (THREE, 2, 1), (AFTER, 0, 0)):
             for name, value in (("num_requests_running", running), ("num_requests_waiting", waiting)):
-                got = scrapes.get(when, {}).get(name, value)
-                if got != value:
-                    raise Wrong(f"GET /metrics {when}: {name} must be {value}; got {got:g}")
+                found = scrapes.get(when, {}).get(name, value)
+                if found != value:
+                    raise Wrong(f"GET /metrics {when}: {name} must be {value}; got {found:g}")
         highest: dict[str, float] = {}
         for when, series in scrapes.items():
             for name, value in series.items():

@@ -83,7 +83,7 @@ class CheckStream(ApiCheck):
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
-        ids = []
+        ids: list[str] = []
         for number, (body, got) in enumerate(zip(inputs["bodies"], values["got"], strict=False)):
             what = f"POST {COMPLETIONS} with {short(body)}"
             text = text_of(got | {"woken": False}, what)
