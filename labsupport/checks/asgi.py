@@ -77,7 +77,7 @@ class Answer:
     def end(self, error: Plain) -> None:
         """The app has returned, or raised ``error``."""
         self.error = error
-        self.status = self.status or 500  # also for an app that returns without a response
+        self.status = 500 if self.status is None else self.status  # also for an app that returns without a response
         self.ended = True
         self._tell({"over": True, "status": self.status, "error": error})
 

@@ -44,15 +44,16 @@ class RecordedEngine:
     """``answers`` maps a prompt to its continuation. Other prompts are continued with question marks."""
 
     def __init__(
-        self, answers: Mapping[str, str], reply: Reply, max_num_seqs: int = 8, max_model_len: int = 1024
-    ) -> None:
+        self, answers: Mapping[str, str], reply: Reply, max_num_seqs: int = 8, max_model_len: int = 1024,
+        first_tokens: int = 1,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.max_num_seqs, self.max_model_len = ByteTokenizer(), max_num_seqs, max_model_len
         self.requests: dict[str, Recorded] = {}  # unfinished, in order of arrival
         self.seen: list[Recorded] = []  # all that were ever added
         self.largest_batch = self.num_steps = 0
         self.overlaps: list[str] = []
         self.on_loop = False  # whether the app says that it called step() on its event loop
-        self._answers = dict(answers)
+        self._answers, self._first_tokens = dict(answers), first_tokens
         self._reply = reply
         self._allowed: int | None = None  # None: any number
         self._pending: list[int] = []  # numbers of the calls of step() that wait
@@ -152,9 +153,13 @@ class RecordedEngine:
         for request in batch:
             if not request.token_ids:
                 self._num_prompt_tokens += len(request.prompt.encode())
+            more = 1 if request.token_ids else self._first_tokens  # several at once, as when an engine speculates
+            for token in request.script[len(request.token_ids) :][: more - 1]:
+                request.token_ids.append(token)
+                request.stream.push(token)
             token = request.script[len(request.token_ids)]
             request.token_ids.append(token)
-            self._num_generated += 1
+            self._num_generated += more
             if request.stream.push(token) or token == self.tokenizer.eos_token_id:
                 outputs.append(self._finish(request.name, "stop"))
             elif len(request.token_ids) >= request.max_tokens:

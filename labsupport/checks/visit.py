@@ -61,9 +61,11 @@ class Got:
 class Visit:
     """One visit to one app. What goes wrong with the app itself is in ``outcome``."""
 
-    def __init__(self, channel: Channel, answers: Mapping[str, str], max_num_seqs: int = 8) -> None:
+    def __init__(
+        self, channel: Channel, answers: Mapping[str, str], max_num_seqs: int = 8, first_tokens: int = 1
+    ) -> None:
         self.outcome: dict[str, Plain] = {}
-        self.engine = RecordedEngine(answers, self._reply, max_num_seqs)
+        self.engine = RecordedEngine(answers, self._reply, max_num_seqs, first_tokens=first_tokens)
         self._channel = channel
         self._said = 0
         self._got: list[Got] = []

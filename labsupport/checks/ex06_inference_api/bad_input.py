@@ -66,9 +66,9 @@ class CheckBadInput(ApiCheck):
         visit.wait(lambda: not visit.engine.requests)
         outcome["left"] = len(visit.engine.requests)
         (prompt,) = inputs["answers"]
-        good = visit.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 8})
-        visit.finish(good)
-        outcome["good"] = good.plain()
+        good = [visit.post(COMPLETIONS, body) for body in _good(prompt)]
+        visit.finish(*good)
+        outcome["good"] = [each.plain() for each in good]
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
@@ -85,11 +85,19 @@ class CheckBadInput(ApiCheck):
             raise Wrong(f"{what} was answered with status {status}{cause}; {_advice(body, status, bool(got['error']))}")
         if values["left"]:
             raise Wrong(f"requests that were refused left {values['left']} in the engine")
-        text_of(values["good"], f"POST {COMPLETIONS} with a good request, after bad ones,")
+        (prompt,) = inputs["answers"]
+        for body, got in zip(_good(prompt), values["good"], strict=True):
+            text_of(got, f"POST {COMPLETIONS} with {short(body)}, which is good, after bad ones,")
 
 
 def _requests(inputs: Inputs) -> list[Any]:
     return [*inputs["bodies"], *(text.encode() for text in inputs["texts"])]
+
+
+def _good(prompt: str) -> list[Any]:
+    """A usual request, and those that can just be served."""
+    return [{"prompt": prompt, "max_tokens": 8}, {"prompt": "a"}, {"prompt": prompt, "max_tokens": 1},
+            {"prompt": prompt, "temperature": 0}]  # fmt: skip
 
 
 def _advice(body: Any, status: int, raised: bool) -> str:

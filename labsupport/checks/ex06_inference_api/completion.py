@@ -24,6 +24,8 @@ from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
 from labsupport.checks.visit import Visit
 
+RECENT = 1_600_000_000  # 2020
+
 
 class CheckCompletion(ApiCheck):
     name = "check_completion"
@@ -76,8 +78,8 @@ class CheckCompletion(ApiCheck):
             judge_reason(choice.get("finish_reason"), reason, what)
             self._judge_usage(value.get("usage"), len(body["prompt"].encode()), tokens, what)
             ids.append(judge_envelope(value, what))
-            if type(value.get("created", 0)) is not int:
-                raise Wrong(f'{what}: "created" must be an integer, as clients read it; got {value["created"]!r}')
+            if type(value.get("created", RECENT)) is not int or not RECENT <= value.get("created", RECENT) < 4 * RECENT:
+                raise Wrong(f'{what}: "created" must be the time in whole seconds since 1970; got {value["created"]!r}')
             if type(choice.get("index")) is not int or choice["index"] != 0:
                 raise Wrong(f'{what} must have "choices"[0]["index"], which is 0; got {choice.get("index")!r}')
         if len(set(ids)) < len(ids):

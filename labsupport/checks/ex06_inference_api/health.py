@@ -51,6 +51,7 @@ class CheckHealth(ApiCheck):
             visit.wait(lambda: False, 2)
         if got[0].ended:
             outcome["later"] = self._ask(visit, visit.post(COMPLETIONS, {"prompt": prompt}))
+            outcome["later stream"] = self._ask(visit, visit.post(COMPLETIONS, {"prompt": prompt, "stream": True}))
 
     def _ask(self, visit: Visit, got: Got) -> Plain:
         visit.finish(got)
@@ -59,7 +60,8 @@ class CheckHealth(ApiCheck):
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
         text_of(values["idle"], "GET /health")
-        for name, when in (("running", "that ran when engine.step() raised"), ("later", "after engine.step() raised")):
+        for name, when in (("running", "that ran when engine.step() raised"), ("later", "after engine.step() raised"),
+                           ("later stream", "with stream: true, after engine.step() raised")):  # fmt: skip
             got, what = values[name], f"POST {COMPLETIONS} {when}"
             if not got["ended"]:
                 raise Wrong(f"{what}, was never answered: catch what step() raises, and answer all requests that wait")

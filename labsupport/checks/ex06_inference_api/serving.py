@@ -22,12 +22,13 @@ class ApiCheck(VisitedCheck):
 
     needs = (APP,)
     max_num_seqs = 8  # requests that the engine computes at a time
+    first_tokens = 1  # of each request in its first step
 
     def host(self, answer: Answer, channel: Channel) -> None:
         serve(answer[APP], channel)
 
     def visit(self, channel: Channel, inputs: Mapping[str, Any]) -> Plain:
-        visit = Visit(channel, inputs["answers"], self.max_num_seqs)
+        visit = Visit(channel, inputs["answers"], self.max_num_seqs, self.first_tokens)
         try:
             if visit.start():
                 self.meet(visit, inputs, visit.outcome)

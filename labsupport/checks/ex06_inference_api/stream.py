@@ -35,6 +35,7 @@ BLOCKED_LAG = 8  # steps until a piece is sent if each step gives the event loop
 class CheckStream(ApiCheck):
     name = "check_stream"
     points = 4
+    first_tokens = 7
     holds = "with stream: true each new piece of text is sent as an event when it is there, and [DONE] is the last"
 
     def inputs(self, seed: int) -> dict[str, Any]:

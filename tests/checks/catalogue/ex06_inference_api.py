@@ -786,7 +786,7 @@ WRONG = {
     ),
     "created is a float": (
         "check_completion",
-        '"created" must be an integer',
+        '"created" must be the time in whole seconds',
         _edit(("int(time.time())", "time.time()")),
     ),
     "choices are counted from 1": (
@@ -871,6 +871,11 @@ WRONG = {
         '"id" must be different for each stream',
         _edit(("                piece = completion(output, output.text[sent:])\n",
                "                piece = {**completion(output, output.text[sent:]), 'id': 'cmpl-stream'}\n")),
+    ),
+    "the first token has one character": (
+        "check_stream",
+        "the pieces joined: the text must be the engine's",
+        _edit(("        sent = 0\n", "        sent = -1\n")),
     ),
     "pieces of another kind": (
         "check_stream",
@@ -997,6 +1002,11 @@ WRONG = {
         "check_bad_input",
         "was answered with status 200",
         _edit(("raise HTTPException(400, str(error)) from None", "raise HTTPException(200, str(error)) from None")),
+    ),
+    "one token is too few": (
+        "check_bad_input",
+        '"max_tokens": 1}, which is good',
+        _edit((" = Field(16, ge=1)", " = Field(16, ge=2)")),
     ),
     "strings are converted to numbers": (
         "check_bad_input",
@@ -1179,6 +1189,11 @@ WRONG = {
               ("except Exception:", "except Exception as error:\n            why = str(error)"),
               ("                    raise HTTPException(503, \"the engine has failed\")\n                yield output",
                "                    raise HTTPException(500, why)\n                yield output")),
+    ),
+    "streams begin after the engine has failed": (
+        "check_health",
+        "with stream: true, after engine.step() raised, was answered with status 200",
+        _edit((_BROKEN, "        params")),
     ),
     "a stream ends in [DONE] after the engine has failed": (
         "check_health",
