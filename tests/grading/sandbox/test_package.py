@@ -44,8 +44,8 @@ SECRETS = {
         _never_mixes _expect _same
     """,
     "ex06_inference_api": """
-        expected_answer draw_answers judge_serving judge_threads judge_text judge_reason text_of _scrape
-        _judge_events _judge_asked _judge_usage METRICS WORDS
+        expected_answer draw_answers judge_serving judge_threads judge_text judge_reason judge_envelope text_of _scrape
+        _judge_events _judge_asked _judge_usage _advice _requests _step_by_step _serve_more METRICS WORDS Visit Got
     """,
     "ex07_prune_and_distill": """
         right_loss known_mistakes _kl judge_losses near read_loss read_mask read_student _forward
@@ -111,6 +111,9 @@ def test_files_that_only_judge_are_not_in_the_copy(copy: Path, name: str) -> Non
     known = re.compile(r"(.*_)?(oracles|drawing|reading|digits)\.py")
     whole = {file for file in trees(CHECKS, name) if known.fullmatch(Path(file).name)}
     assert whole and not whole & set(trees(copy, name))
+    assert (CHECKS / "recorder.py").exists() and not {"recorder.py", "visit.py"} & {
+        path.name for path in copy.iterdir()
+    }
 
 
 def test_the_copy_can_be_imported_and_has_every_check(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_judges_are_cut_out_across_files() -> None:
     text = "\n".join(reduced.values())
     for secret in ("REFERENCE", "expected", "secret_comparison", "answer_of", "_verdict", "_compared", "describe"):
         assert secret not in text
-    assert text.count("raise NotImplementedError") == 8  # of the check, its two bases and the class beside them
+    assert text.count("raise NotImplementedError") == 16  # of the check, its two bases and the class beside them
     for needed in ("def helper_of_run", "def run", "def _call", "check_first = CheckFirst()", "EXERCISE = "):
         assert needed in text
 
