@@ -19,7 +19,7 @@ FORMATS = ("int8", "e4m3", "e5m2")
 
 @torch.no_grad()
 def in_eight_bits(model: nn.Module, number: str, inputs: str | None = None) -> nn.Module:
-    """A copy whose linear layers, the output head aside, have their weights rounded to ``number``: a scale for each row.
+    """A copy whose linear layers (not the output head) hold weights rounded to ``number``, with a scale for each row.
 
     Args:
         number: "int8" (symmetric), "e4m3" or "e5m2".

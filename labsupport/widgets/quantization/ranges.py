@@ -91,9 +91,9 @@ def observer_ranges(values: Values) -> Live:
         m, e = measure(values, bits, percentile), experiment(values, bits)
         bars.set_data(np.histogram(named[values].abs().numpy() / m.largest, edges)[0] + 0.5)
         curve.set_data(e.thresholds, 100 * e.errors)
-        if drawn != [(values, bits)]:  # only other errors move the axis, which is drawn for the curve's lowest part
+        if drawn != [(values, bits)]:  # only other errors move the axis, which ends a little below the curve
             drawn[:] = [(values, bits)]
-            low, high = 70 * e.errors.min(), 300 * e.errors[-1]
+            low, high = 70 * e.errors.min(), 130
             bottom.set_ylim(low, high)
             plain_ticks(bottom.yaxis, round_ticks(low, high))
         for name in looks:
