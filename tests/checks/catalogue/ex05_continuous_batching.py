@@ -223,9 +223,8 @@ _ADMIT = "while self.waiting and len(self.running) < self.max_num_seqs:"
 _POP = "request_id, num_tokens = self.waiting.popleft()"
 _PUT = "self.running[request_id] = num_tokens\n"
 _SCHEDULED = "scheduled = list(self.running)\n"
-_LEAVE = """self.running = {
-            request_id: lacks - 1 for request_id, lacks in self.running.items() if lacks > 1
-        }"""
+_LEAVE = """self.running = {request_id: lacks - 1
+                        for request_id, lacks in self.running.items() if lacks > 1}"""
 _RETURN = "return scheduled"
 _UNFINISHED = "return bool(self.running or self.waiting)"
 _PROPERTY = "    @property\n"
