@@ -22,9 +22,9 @@ Where each algorithm is (files in labsupport/, tests in tests/; README.md has th
     AWQ                                       quantization/awq.py               2306.00978  1.5      quantization/test_awq.py
     LSQ: training with quantization           quantization/qat.py               1902.08153  1.6      quantization/test_qat.py
     FP8                                       quantization/fp8.py               2209.05433  1.7      quantization/test_fp8.py
-    4-bit weights times float inputs          quantization/fast/int4.py                     1.7      quantization/fast/test_int4.py
-    8-bit weights times float inputs          quantization/fast/int8_weight.py              1.7      quantization/fast/test_int8_weight.py
-    Integer matrix products                   quantization/fast/int8.py                     1.7      quantization/fast/test_int8.py
+    4-bit weights times float inputs          quantization/fast/int4.py                     1.8      quantization/fast/test_int4.py
+    8-bit weights times float inputs          quantization/fast/int8_weight.py              1.8      quantization/fast/test_int8_weight.py
+    Integer matrix products                   quantization/fast/int8.py                     1.8      quantization/fast/test_int8.py
     Magnitude pruning                         pruning/magnitude.py              1506.02626  2.1      pruning/test_magnitude.py
     N:M (2:4) sparsity                        pruning/semi_structured.py        2104.08378  2.1      pruning/test_semi_structured.py
     Wanda                                     pruning/wanda.py                  2306.11695  2.1      pruning/test_wanda.py
