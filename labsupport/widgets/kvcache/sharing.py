@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 from labsupport.widgets.live import Live
-from labsupport.widgets.style import BLACK, BLUE, GREY, ORANGE, VERMILION, label, legend, new_figure
+from labsupport.widgets.style import BLACK, BLUE, GREY, LIGHT_GREY, ORANGE, VERMILION, label, legend, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,10 +28,15 @@ def heads(num_heads: int, measured: pd.DataFrame) -> Live:
     left.plot(range(num_heads), [1] * num_heads, "o", ms=13, color=ORANGE)
     lines = [left.plot([i, i], [1, 0], "-", color=GREY, lw=1.2, zorder=0, animated=True)[0] for i in range(num_heads)]
     shared = left.plot([], [], "s", ms=15, color=BLUE, animated=True)[0]
-    for name, colour, style in (("pooled", VERMILION, "s--"), ("uptrained", BLUE, "o-")):
-        right.plot(measured["bytes a token"], measured[name], style, ms=5, color=colour, label=f"{name}")
+    held = measured["bytes a token"]
+    right.vlines(held, measured["pooled"], measured["uptrained"], color=LIGHT_GREY, lw=1.5, zorder=0)
+    for name, colour, marker in (("pooled", VERMILION, "s"), ("uptrained", BLUE, "o")):  # no line: the four are apart
+        right.plot(held, measured[name], marker, ms=6, color=colour, label=name)
+    right.set_xticks(held, [f"{size:,.0f}\n{count} heads" for count, size in zip(options, held, strict=True)])
     legend(right, loc="upper right")
-    right.set_ylim(bottom=0)
+    margin = 0.15 * (held.max() - held.min())
+    right.set(xlim=(held.min() - margin, held.max() + margin))
+    right.set_ylim(0, 1.25 * float(measured[["pooled", "uptrained"]].to_numpy().max()))
     marks = right.plot([], [], "D", ms=10, mfc="none", mec=BLACK, mew=2.2, animated=True)[0]
 
     def update(kv_heads: int) -> None:
