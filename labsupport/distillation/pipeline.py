@@ -21,6 +21,7 @@ from labsupport.distillation.measuring import CompressionTable, stored_bytes
 from labsupport.distillation.targets import next_token_pairs
 from labsupport.lm import Llama, corpus, load_lm, perplexity
 from labsupport.lm.cache import ConcatCache
+from labsupport.lm.protocol import EVALUATION_WINDOWS, SEQ_LEN
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.lm.train import make_optimizers
 from labsupport.pruning import prune_llama, prune_model
@@ -63,7 +64,7 @@ def compress_lm(
     method: str = "gptq",
     bits: int = 4,
     group_size: int = 64,
-    evaluation_windows: int = 16,
+    evaluation_windows: int = EVALUATION_WINDOWS,
     checkpoints: str | Path | None = None,
     repeats: int = 15,
     seed: int = 0,
@@ -91,7 +92,7 @@ def compress_lm(
     text = {part: torch.tensor(tokenizer.encode(corpus(part))) for part in ("calibration", "evaluation")}
     data = training_pairs(text["calibration"], seq_len)
     calibration = list(data[0][:: max(1, len(data[0]) // 16)][:16])
-    held_out = text["evaluation"][: evaluation_windows * 512]
+    held_out = text["evaluation"][: evaluation_windows * SEQ_LEN]
 
     def train(student: nn.Module, instructor: nn.Module | None, steps: int, name: str) -> nn.Module:
         zeros = {key: weight == 0 for key, weight in student.named_parameters() if bool((weight == 0).any())}
@@ -125,7 +126,7 @@ def compress_lm(
     whole = copy.deepcopy(distilled)  # trained as long as the pruned one
     if recovery_steps:
         train(whole, teacher, recovery_steps, "distilled-longer")
-    longer = train(copy.deepcopy(teacher), None, steps + recovery_steps, "teacher-longer")
+    longer = train(copy.deepcopy(teacher).requires_grad_(), None, steps + recovery_steps, "teacher-longer")
     product = quantized(distilled_pruned, bits)
     as_small: Any = min((quantized(teacher, each) for each in range(2, bits + 1)), key=_distance_in_bytes(product))
 
@@ -145,7 +146,7 @@ def compress_lm(
     }
     table = CompressionTable()
     for name, (model, precision) in models.items():
-        table.add(name, model, precision, {"perplexity": perplexity(model, held_out)})
+        table.add(name, model, precision, {"perplexity": perplexity(model, held_out, SEQ_LEN)})
     table.time({"ms_128_tokens": _prefill, "ms_1_token": _decode}, repeats)
     return table
 

@@ -21,7 +21,7 @@ def heads(num_heads: int, measured: pd.DataFrame) -> Live:
     options = [int(n) for n in measured.index]
     figure, (left, right) = new_figure(1, 2, height=3.3, width_ratios=[1, 1.1])
     label(left, "Who reads which keys and values")
-    label(right, "Bytes and quality", "KV cache [bytes a token]", "perplexity")
+    label(right, "Bytes and quality", "KV cache [bytes a token] (KV heads)", "perplexity")
     left.set(xlim=(-0.7, num_heads - 0.3), ylim=(-0.6, 1.6), xticks=[])
     left.set_yticks([0, 1], ["KV heads", "query heads"])
     left.spines[:].set_visible(False)
@@ -32,7 +32,7 @@ def heads(num_heads: int, measured: pd.DataFrame) -> Live:
     right.vlines(held, measured["pooled"], measured["uptrained"], color=LIGHT_GREY, lw=1.5, zorder=0)
     for name, colour, marker in (("pooled", VERMILION, "s"), ("uptrained", BLUE, "o")):  # no line: the four are apart
         right.plot(held, measured[name], marker, ms=6, color=colour, label=name)
-    right.set_xticks(held, [f"{size:,.0f}\n{count} heads" for count, size in zip(options, held, strict=True)])
+    right.set_xticks(held, [f"{size:,.0f}\n({count})" for count, size in zip(options, held, strict=True)])
     legend(right, loc="upper right")
     margin = 0.15 * (held.max() - held.min())
     right.set(xlim=(held.min() - margin, held.max() + margin))
