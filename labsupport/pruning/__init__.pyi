@@ -1,4 +1,4 @@
-from .equal_budgets import equal_budgets, train_with_mask
+from .budgets import equal_budgets, train_with_mask
 from .iterative import cubic_schedule, fit, geometric_schedule, iterative_prune
 from .llama import neuron_scores, prune_llama
 from .magnitude import achieved_sparsity, global_magnitude_masks, magnitude_mask

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
+from matplotlib.text import Text
 
 from labsupport.widgets.live import Live
 from labsupport.widgets.pruning.numbering import number_offsets
-from labsupport.widgets.style import BLACK, BLUE, GREEN, GREY, VERMILION, label, new_figure, percent, plain_ticks, round_ticks
+from labsupport.widgets.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    label,
+    new_figure,
+    percent,
+    plain_ticks,
+    round_ticks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +79,7 @@ def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower
         row.set_fontsize(9)
     label(key, "Green: on the front")
     figure.draw_without_rendering()  # from here on pixels can be computed
-    boxes = [number.get_window_extent() for number in numbers]
+    boxes = [Text.get_window_extent(number) for number in numbers]  # without the thread to the point
 
     @cache
     def offsets(cost: str) -> np.ndarray:

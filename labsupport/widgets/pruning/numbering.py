@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, pi, sin
 
 import numpy as np
 from jaxtyping import Float
 
-DIRECTIONS = (1, 0, 2, 7, 3, 5, 4, 6)  # eighths of a turn: up and to the right first, straight down last
+# Up and to the right first, straight down last.
+DIRECTIONS = ((1, 1), (1, 0), (0, 1), (1, -1), (-1, 1), (-1, -1), (-1, 0), (0, -1))
 
 
 def number_offsets(
@@ -23,10 +23,8 @@ def number_offsets(
     offsets = np.zeros_like(points, dtype=float)
     for i, (centre, width) in enumerate(zip(points, widths, strict=True)):
         for distance in range(1, 2 * len(points) + 2):
-            reach = distance * (point + height / 2)
-            for eighth in DIRECTIONS:
-                offset = np.array([reach * cos(eighth * pi / 4), reach * sin(eighth * pi / 4)])
-                offset[0] += np.sign(round(offset[0], 6)) * (width - height) / 2
+            for right, up in DIRECTIONS:
+                offset = distance * np.array([right * (point + width / 2), up * (point + height / 2)])
                 left, low = centre + offset - np.array([width, height]) / 2
                 box = (left, low, left + width, low + height)
                 if not any(_overlap(box, other) for other in taken) and not _covers(box, points, point):

@@ -52,7 +52,9 @@ def equal_budgets(
         )  # fmt: skip
 
     cut, longer = copy.deepcopy(dense), copy.deepcopy(dense)
-    Pruner(cut).prune(sparsity)
+    pruner = Pruner(cut)
+    pruner.prune(sparsity)
+    pruner.remove()
     fit(longer, adam(longer.parameters()), inputs, labels, epochs, seed=seed + 1)
     rewound = prune(rounds, each, "geometric", start.state_dict())
 
