@@ -69,7 +69,7 @@ def max_batch_size(memory_bytes, seq_len, num_layers, num_kv_heads, head_dim, by
 
 _PRODUCT = "elements = batch_size * seq_len * num_layers * num_kv_heads * head_dim"
 _RETURN = "return 2 * elements * bytes_per_element  # keys and values"
-_ONE = "one = kv_cache_bytes(1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element)"
+_ONE = "one = kv_cache_bytes(\n        1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element\n    )"
 _FIT = "return memory_bytes // one"
 
 
