@@ -128,7 +128,8 @@ def compress_lm(
         train(whole, teacher, recovery_steps, "distilled-longer")
     longer = train(copy.deepcopy(teacher).requires_grad_(), None, steps + recovery_steps, "teacher-longer")
     product = quantized(distilled_pruned, bits)
-    as_small: Any = min((quantized(teacher, each) for each in range(2, bits + 1)), key=_distance_in_bytes(product))
+    teachers: dict[int, Any] = {each: quantized(teacher, each) for each in range(2, bits + 1)}
+    as_small = min(teachers.values(), key=_distance_in_bytes(product))
 
     packed = f"{bits}-bit {method}"
     models: dict[str, tuple[nn.Module, str]] = {
@@ -141,7 +142,7 @@ def compress_lm(
         "baseline: distilled, not pruned": (whole, "float32"),
         "baseline: distilled, not pruned, quantized": (quantized(whole, bits), packed),
         "baseline: teacher, trained on": (longer, "float32"),
-        "baseline: teacher, quantized": (quantized(teacher, bits), packed),
+        "baseline: teacher, quantized": (teachers[bits], packed),
         "baseline: teacher, nearest in bytes": (as_small, f"{as_small.quantization_report.bits}-bit {method}"),
     }
     table = CompressionTable()

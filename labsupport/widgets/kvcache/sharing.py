@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 from labsupport.widgets.live import Live
-from labsupport.widgets.style import BLACK, BLUE, GREY, LIGHT_GREY, ORANGE, VERMILION, label, legend, new_figure
+from labsupport.widgets.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    LIGHT_GREY,
+    ORANGE,
+    VERMILION,
+    label,
+    legend,
+    new_figure,
+    plain_ticks,
+    round_ticks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +48,9 @@ def heads(num_heads: int, measured: pd.DataFrame) -> Live:
     legend(right, loc="upper right")
     margin = 0.15 * (held.max() - held.min())
     right.set(xlim=(held.min() - margin, held.max() + margin))
-    right.set_ylim(0, 1.25 * float(measured[["pooled", "uptrained"]].to_numpy().max()))
+    both = measured[["pooled", "uptrained"]].to_numpy()
+    right.set(yscale="log", ylim=(0.8 * both.min(), 1.5 * both.max()))
+    plain_ticks(right.yaxis, round_ticks(0.8 * both.min(), 1.5 * both.max()))
     marks = right.plot([], [], "D", ms=10, mfc="none", mec=BLACK, mew=2.2, animated=True)[0]
 
     def update(kv_heads: int) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+FAR = 50  # pixels: a number beyond has a thread to its point
+
+
 def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower_is_better: bool = True) -> Live:
     """Every model of a pipeline by cost and quality; on the front are the models that no other beats in both.
 
@@ -96,6 +99,7 @@ def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower
         for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             number.xy = (share[i], values[i])
             number.set_position(offsets(cost)[i])
+            number.arrow_patch.set_visible(np.hypot(*offsets(cost)[i]) > FAR)
             row.set_color(VERMILION if i == picked else GREEN if i in on_front else BLACK)
             row.set_fontweight("bold" if i == picked else "normal")
         limit.set_xdata([budget, budget])
