@@ -133,8 +133,10 @@ def digits_pruning(seeds: Sequence[int] = range(3), sizes: Sequence[int] = (64, 
             row[f"seed {seed}"] = accuracy(network, digits.test)
     frame = pd.DataFrame(rows).T
     found = frame.filter(like="seed ")
-    for place, name in enumerate(("mean", "lowest", "highest"), start=2):
-        frame.insert(place, name, {"mean": found.mean(1), "lowest": found.min(1), "highest": found.max(1)}[name])
+    for place, (name, value) in enumerate(
+        {"mean": found.mean(axis=1), "lowest": found.min(axis=1), "highest": found.max(axis=1)}.items(), start=2
+    ):
+        frame.insert(place, name, value)
     return frame
 
 

@@ -69,7 +69,9 @@ def max_batch_size(memory_bytes, seq_len, num_layers, num_kv_heads, head_dim, by
 
 _PRODUCT = "elements = batch_size * seq_len * num_layers * num_kv_heads * head_dim"
 _RETURN = "return 2 * elements * bytes_per_element  # keys and values"
-_ONE = "one = kv_cache_bytes(\n        1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element\n    )"
+_ONE = (
+    "one = kv_cache_bytes(1, seq_len,\n                         num_layers, num_kv_heads, head_dim, bytes_per_element)"
+)
 _FIT = "return memory_bytes // one"
 
 
