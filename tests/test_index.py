@@ -21,6 +21,7 @@ PARTS = {
     "quantization/layers/int4_weight.py": "quantization/fast/int4.py",
     "quantization/layers/int8_weight.py": "quantization/fast/int8_weight.py",
     "pruning/model.py": "pruning/wanda.py",  # this and every other method, on a whole model
+    "pruning/budgets.py": "pruning/iterative.py",
     "pruning/pruner.py": "pruning/iterative.py",
     "pruning/resize.py": "pruning/structured.py",
     "distillation/classifier.py": "distillation/pipeline.py",

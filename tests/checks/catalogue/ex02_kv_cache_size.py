@@ -105,7 +105,9 @@ def max_batch_size(memory_bytes, *sizes, **options):
 
 _PRODUCT = "elements = batch_size * seq_len * num_layers * num_kv_heads * head_dim"
 _RETURN = "return 2 * elements * bytes_per_element  # keys and values"
-_ONE = "one = kv_cache_bytes(1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element)"
+_ONE = (
+    "one = kv_cache_bytes(1, seq_len,\n                         num_layers, num_kv_heads, head_dim, bytes_per_element)"
+)
 _FIT = "return memory_bytes // one"
 
 

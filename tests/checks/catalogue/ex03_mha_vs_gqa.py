@@ -105,7 +105,7 @@ _KV = "k_proj = v_proj = hidden_size * num_kv_heads * head_dim"
 _O = "o_proj = num_heads * head_dim * hidden_size"
 _SUM = "return q_proj + k_proj + v_proj + o_proj"
 _HEAD = "head_dim = hidden_size // num_heads"
-_CACHE = "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element  # a key and a value"
+_CACHE = "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element  # key, value"
 
 
 def _parameters(*changes: tuple[str, str]) -> dict:

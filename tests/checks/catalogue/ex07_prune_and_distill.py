@@ -215,7 +215,7 @@ _FLAT = (
     "    student, teacher = student_logits.flatten(0, -2), teacher_logits.detach().flatten(0, -2)\n"
     "    labels = labels.flatten()\n"
 )
-_NET = "torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))"
+_NET = "torch.nn.Sequential(\n        torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)\n    )"
 _KEEP = "                layer.weight *= mask\n"
 _TRAINING = "temperature=4.0, alpha=0.9)"
 
