@@ -8,6 +8,8 @@ from labsupport.lm.folder import LanguageModel, save_lm
 from labsupport.lm.generate import generate
 from labsupport.lm.load import load_lm
 from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.optional import measured_or_recorded, optional_smollm2
+from labsupport.lm.protocol import calibration_windows, evaluation_tokens
 from labsupport.lm.text import corpus
 
 __all__ = [
@@ -17,11 +19,15 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "ModelNotAvailable",
+    "calibration_windows",
     "corpus",
+    "evaluation_tokens",
     "generate",
     "is_cached",
     "layer_inputs",
     "load_lm",
+    "measured_or_recorded",
+    "optional_smollm2",
     "perplexity",
     "save_lm",
     "token_loss",
