@@ -19,7 +19,7 @@ import torch
 
 from labsupport.distillation.distiller import Distiller
 from labsupport.distillation.recover import SMOLLM2, STORED, prune_for, recover
-from labsupport.lm import corpus, load_lm, perplexity, save_lm
+from labsupport.lm import evaluation_tokens, load_lm, perplexity, save_lm
 from labsupport.lm.download import cache_root
 
 LOG = Path(__file__).with_suffix(".jsonl")
@@ -35,7 +35,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "training.checkpoint.pt"
     lm = load_lm("smollm2-135m")
-    held_out = torch.tensor(lm.tokenizer.encode(corpus("evaluation")))[: 8 * 512]
+    held_out = evaluation_tokens(lm)
     pruned = prune_for(lm, SMOLLM2)
     if not checkpoint.exists():
         LOG.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from labsupport.distillation.distiller import Distiller
 from labsupport.distillation.pipeline import training_pairs
-from labsupport.lm import LanguageModel, Llama, corpus, load_lm
+from labsupport.lm import LanguageModel, Llama, calibration_windows, corpus, load_lm
 from labsupport.lm.download import cache_root
 from labsupport.pruning import prune_llama
 
@@ -50,12 +50,6 @@ class Recipe:
 
 TINY = Recipe(0.3, steps=20, batch_size=8, learning_rate=1e-3)  # seconds
 SMOLLM2 = Recipe(1 / 6, steps=132, batch_size=4, learning_rate=1e-4, warmup=8)  # its calibration text, read once
-
-
-def calibration_windows(lm: LanguageModel, count: int) -> list[torch.Tensor]:
-    """The first ``count`` windows of 512 tokens of the calibration text."""
-    tokens = torch.tensor(lm.tokenizer.encode(corpus("calibration")))
-    return list(tokens[: count * 512].split(512))
 
 
 def prune_for(lm: LanguageModel, recipe: Recipe) -> Llama:
