@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from labsupport.inference.engine import LLMEngine
+from labsupport.inference.watch import watch_plans
 from labsupport.inference.workload import greedy, workload
 from labsupport.lm import LanguageModel
 
@@ -77,15 +78,3 @@ def compare_budgets(lm: LanguageModel, budgets: Sequence[int], repeats: int = 7)
             "same tokens": all(run.tokens == runs[budgets[0]][0].tokens for run in each),
         }
     return pd.DataFrame(rows).T
-
-
-def watch_plans(engine: LLMEngine) -> list:
-    """A list to which each `Plan` that the engine's scheduler makes from now on is added."""
-    schedule, plans = engine.scheduler.schedule, []
-
-    def watched():
-        plans.append(schedule())
-        return plans[-1]
-
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
-    return plans

@@ -6,10 +6,12 @@ import pytest
 from labsupport.inference import LLMEngine, side_by_side
 from labsupport.inference.adapters import Adapter, OurEngine
 from labsupport.inference.batching_ways import serve_continuously, serve_statically
+from labsupport.inference.formats import serve_formats
 from labsupport.inference.latecomer import compare_budgets
 from labsupport.inference.machine_roof import machine_of, measure_roofline, step_costs
+from labsupport.inference.watch import watch_plans
 from labsupport.inference.workload import greedy, tokens_per_second, workload
-from labsupport.lm import LanguageModel, corpus, load_lm
+from labsupport.lm import LanguageModel, corpus, evaluation_tokens, load_lm, perplexity
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,18 @@ def test_the_roof_is_never_exceeded_by_its_own_bound(lm: LanguageModel) -> None:
         best = max(cost.bytes / machine.bytes_per_second, cost.flops / machine.flops_per_second)
         assert row["ms at best"] == pytest.approx(1e3 * best)
         assert row["share of the roof"] == pytest.approx(row["ms at best"] / row["ms measured"])
+
+
+def test_formats_are_compared_on_the_same_requests_and_windows(lm: LanguageModel) -> None:
+    table = serve_formats(lm, {"float32": None, "4 bits": {"method": "rtn", "bits": 4}}, slots=(1, 2))
+    assert table.loc["float32", "perplexity"] == pytest.approx(perplexity(lm.model, evaluation_tokens(lm)))
+    assert table.loc["float32", "perplexity"] < table.loc["4 bits", "perplexity"]
+    assert table.loc["float32", "MB"] > 4 * table.loc["4 bits", "MB"]
+    assert (table[["tokens/s, 1 at a time", "tokens/s, 2 at a time"]] > 0).all(axis=None)
+
+
+def test_a_watched_engine_tells_its_plans(lm: LanguageModel) -> None:
+    engine = LLMEngine(lm, max_num_seqs=2, enable_prefix_caching=False)
+    plans = watch_plans(engine)
+    engine.generate([[5] * 10, [6] * 4], greedy(3))
+    assert [plan.num_tokens for plan in plans] == [14, 2, 2]
