@@ -40,6 +40,7 @@ PARTS = {
     "inference/arrivals.py": "inference/simulate.py",
     "inference/timeline.py": "inference/simulate.py",
     "serving/backend.py": "serving/api.py",
+    "serving/local.py": "serving/api.py",
 }
 
 
