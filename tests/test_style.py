@@ -17,7 +17,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", ["lint", "format", pytest.param("types", marks=pytest.mark.slow)])
 def test_code_passes(check: str, root: Path) -> None:
     tool, *arguments = CHECKS[check]
     if find_spec(tool) is None:

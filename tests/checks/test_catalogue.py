@@ -1,6 +1,7 @@
 """The graders are graded: right answers pass whatever the seed, wrong ones fail with the message meant for them.
 
-tests/grading/test_catalogues.py grades all of them once more as a class's submissions, with another seed.
+A wrong answer is graded up to the check that is to fail first. tests/grading/test_catalogues.py grades all answers by
+all checks, as a class's submissions, with another seed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import linecache
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,9 @@ def test_right_answers_get_full_marks(answer, seed, capfd):
 
 @pytest.mark.parametrize("answer", WRONG, ids=names_of)
 def test_wrong_answers_fail_with_the_message_meant_for_them(answer):
-    verdicts = exercise(answer.exercise).grade(namespace_of(answer.cells), PUBLIC_SEED)
+    whole = exercise(answer.exercise)
+    last = [check.name for check in whole.checks].index(answer.check)
+    verdicts = replace(whole, checks=whole.checks[: last + 1]).grade(namespace_of(answer.cells), PUBLIC_SEED)
     failed = {name: verdict for name, verdict in verdicts.items() if not verdict.passed}
     assert failed, "a wrong answer passes"
     first = next(iter(failed))

@@ -382,6 +382,7 @@ def one_and_two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     return torch.load(folder / "one.0"), two, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tolerance"), [("classifier", 1e-10), ("language model", 1e-5)])
 def test_two_processes_do_what_one_does(
     name: str, tolerance: float, one_and_two_processes: tuple[dict, list[dict], Path]
@@ -396,6 +397,7 @@ def test_two_processes_do_what_one_does(
         assert torch.allclose(two[0][name]["weights"][key], value, atol=tolerance * 10), key
 
 
+@pytest.mark.slow
 def test_only_rank_0_writes(one_and_two_processes: tuple[dict, list[dict], Path]) -> None:
     _, _, folder = one_and_two_processes
     assert sorted(path.name for path in folder.iterdir()) == ["distil.py", "one.0", "two.0", "two.1"]

@@ -1,7 +1,7 @@
 """A class in which nearly everybody cheats: nobody gains by it, and the honest few get what they earned.
 
-Every attack is made once at the strongest level of isolation that works here, and some at the second level. The slow
-tests make all attacks that a level of isolation has to hold off at the second level too.
+Every attack is made once at the strongest level of isolation that works here. The slow tests make those that a level of
+isolation has to hold off at the second level too.
 """
 
 from __future__ import annotations
@@ -31,15 +31,9 @@ PARTLY_RIGHT = {"answer-quantize": RIGHT.split("def dequantize")[0]}
 HONEST = {"right": {"answer-quantize": RIGHT, "answer-dequantize": RIGHT}, "half": PARTLY_RIGHT, "wrong": {}}
 EARNED = {"right": 10, "half": 6, "wrong": 0}
 AT_THE_WALL = [name for name, attack in ATTACKS.items() if attack.at_the_wall]
-# One of each kind: files read and written, the network, other processes, the rights of root, what is left behind.
-FEW = [
-    "read_the_solutions", "read_home", "read_the_graders_memory", "write_to_gradebook_home_and_course",
-    "reach_the_network", "kill_everything_in_sight", "system_calls_for_more_rights", "devices", "disk_bomb",
-    "leave_a_file_for_a_friend", "find_the_file_of_a_friend", "leave_a_daemon",
-]  # fmt: skip
 # (how many levels that work here are stronger, attacks)
-CLASSES = {"strongest": (0, [*ATTACKS]), "second, some": (1, FEW), "second, all": (1, AT_THE_WALL)}
-SLOW = {"second, all": pytest.mark.slow}
+CLASSES = {"strongest": (0, [*ATTACKS]), "second": (1, AT_THE_WALL)}
+SLOW = {"second": pytest.mark.slow}
 
 
 def processes_inside(folder: Path) -> list[str]:
@@ -200,4 +194,4 @@ def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> No
 
 def test_there_are_enough_attacks() -> None:
     assert len(ATTACKS) >= 40 and len(AT_THE_WALL) >= 30
-    assert {*FEW} < {*AT_THE_WALL} < {*ATTACKS}
+    assert {*AT_THE_WALL} < {*ATTACKS}

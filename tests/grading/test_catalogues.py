@@ -57,6 +57,8 @@ def test_right_answers_get_full_marks_and_wrong_ones_their_message(names: list[s
         unsafe_no_sandbox=True, progress=False,
     )  # fmt: skip
     assert len(rows) == len(expected) + len(names)
+    for page in (tmp_path / "grades" / "feedback").iterdir():
+        assert "cannot be judged" not in page.read_text(encoding="utf-8"), page.name
     for row in rows:
         answer = expected.get((row.student, row.exercise))
         if answer is None:
