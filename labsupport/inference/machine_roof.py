@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from labsupport.kvcache import Machine, forward_cost, measure_machine, next_toke
 from labsupport.kvcache.cost import Cost
 from labsupport.lm import LanguageModel
 
-FLOAT32 = {"bytes_per_weight": 4, "bytes_per_kv": 4}
+FLOAT32: dict[str, Any] = {"bytes_per_weight": 4, "bytes_per_kv": 4}
 
 
 def measure_roofline(lm: LanguageModel, length: int = 128) -> pd.DataFrame:

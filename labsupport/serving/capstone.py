@@ -21,7 +21,7 @@ from labsupport.serving.load.workload import Planned, plan_requests
 from labsupport.serving.local import serving
 from labsupport.serving.monitor import Percentiles
 
-Stage = tuple[nn.Module, int | None]  # the model, and the bits of its cache (None: float32)
+Stage = tuple[Any, int | None]  # the model, and the bits of its cache (None: float32)
 Requests = tuple[tuple[int, int, int, int], tuple[int, int, int, int]]  # each: count, fewest, most new tokens, seed
 
 UNTOUCHED = "untouched, float32"
@@ -64,7 +64,7 @@ async def capstone(lm: LanguageModel, pruned: nn.Module | None, requests: Reques
     return pd.DataFrame(rows).T.pipe(with_ratios)
 
 
-def size_and_quality(lm: LanguageModel, model: nn.Module, kv_cache_bits: int | None) -> dict[str, float]:
+def size_and_quality(lm: LanguageModel, model: Any, kv_cache_bits: int | None) -> dict[str, float]:
     """ "weights, MB", "memory, MB" (weights, and the cache of eight conversations of 512 tokens), and "perplexity"
     with that cache."""
     report: Any = getattr(model, "quantization_report", None)

@@ -14,7 +14,7 @@ from labsupport.widgets.style import BLUE, GREEN, VERMILION, label, legend, new_
 KINDS = {"decode": (VERMILION, "s"), "prefill": (BLUE, "o")}
 
 
-def measured_roofs(measured: Mapping[str, pd.DataFrame]) -> None:
+def steps_under_roof(measured: Mapping[str, pd.DataFrame]) -> None:
     """Show one panel a model: the roof, and a point for each row of `measure_roofline`'s table."""
     figure, axes = new_figure(1, len(measured), height=3.6, squeeze=False)
     told = []

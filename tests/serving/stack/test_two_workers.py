@@ -7,7 +7,8 @@ class List:
     """Whoever takes a request has it."""
 
     def __init__(self) -> None:
-        self.waiting, self.answers = list("1234"), []
+        self.waiting = list("1234")
+        self.answers: list[tuple[str, str]] = []
 
     def take(self, worker: str, now: int) -> str | None:
         return self.waiting.pop(0) if self.waiting else None

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from labsupport.widgets.inference import measured_roofs
+from labsupport.widgets.inference import steps_under_roof
 from labsupport.widgets.serving import stack_picture, tradeoff_picture
 
 
@@ -44,5 +44,5 @@ def test_the_roofs_tell_each_share(shown: Callable[..., str], models: int) -> No
          "memory, GB/s": [20.0, 20.0], "arithmetic, GFLOP/s": [200.0, 200.0]},
         index=["decode, batch 1", "prefill, 256 tokens"],
     )  # fmt: skip
-    told = shown(measured_roofs, {f"model {number}": table for number in range(models)})
+    told = shown(steps_under_roof, {f"model {number}": table for number in range(models)})
     assert told.count("decode, batch 1: 20% of the roof") == told.count("256 tokens: 45% of the roof") == models
