@@ -1,6 +1,7 @@
 from .block_run import BlockRun, play_blocks
 from .blocks import block_use
 from .roofline import roofline_limits
+from .roofs import steps_under_roof
 from .timeline import scheduler_timeline
 
 __all__ = [
@@ -9,4 +10,5 @@ __all__ = [
     "play_blocks",
     "roofline_limits",
     "scheduler_timeline",
+    "steps_under_roof",
 ]
