@@ -50,6 +50,5 @@ def require_small(layers: list[Any]) -> None:
         if nonzero < 0.75 * size:
             raise Wrong(f"{start}the zeros are in place, and too few; prune a larger share, biases count too")
         raise Wrong(
-            f"{start}few are zero: prune with magnitude_mask, and multiply by the mask again after every "
-            "optimizer step"
+            f"{start}few are zero: prune with magnitude_mask, and multiply by the mask again after every optimizer step"
         )
