@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,9 +32,7 @@ def speed_table(
         raise ValueError("models must hold at least one, the first being what the others are compared with")
     columns: dict[str, dict[str, float]] = {}
     for name, x in inputs.items():
-        times = median_milliseconds(
-            {key: (lambda model=model, x=x: model(x)) for key, model in models.items()}, repeats
-        )
+        times = median_milliseconds({key: partial(model, x) for key, model in models.items()}, repeats)
         first = next(iter(times.values()))
         columns[f"ms, {name}"] = times
         columns[f"speed-up, {name}"] = {key: first / ms for key, ms in times.items()}

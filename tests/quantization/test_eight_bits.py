@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def model() -> TwoLayers:
 
 def test_weights_are_rounded_by_row_and_the_head_and_the_original_stay(model: TwoLayers) -> None:
     before = copy.deepcopy(model.state_dict())
-    rounded = in_eight_bits(model, "e4m3")
+    rounded: Any = in_eight_bits(model, "e4m3")
     assert torch.equal(rounded.up.weight, fp8_fake_quantize(model.up.weight.data, "e4m3", axis=0))
     assert not torch.equal(rounded.up.weight, model.up.weight)
     assert torch.equal(rounded.lm_head.weight, model.lm_head.weight)
@@ -38,7 +39,8 @@ def test_weights_are_rounded_by_row_and_the_head_and_the_original_stay(model: Tw
 def test_inputs_share_one_scale_and_only_the_named_layers_round_them(model: TwoLayers) -> None:
     x = torch.randn(5, 16)
     x[3, 7] = 100.0  # sets the scale of all rows
-    both, only_up = in_eight_bits(model, "int8", inputs=""), in_eight_bits(model, "int8", inputs="up")
+    both: Any = in_eight_bits(model, "int8", inputs="")
+    only_up: Any = in_eight_bits(model, "int8", inputs="up")
     hidden = fake_quantize(x, symmetric=True) @ both.up.weight.T
     assert torch.allclose(only_up(x), model.lm_head(only_up.down(hidden)), rtol=1e-4, atol=1e-5)
     exact = fake_quantize(hidden, symmetric=True) @ both.down.weight.T @ model.lm_head.weight.T

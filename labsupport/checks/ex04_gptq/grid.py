@@ -98,8 +98,8 @@ def _far_off(w: Tensor, q: Tensor, step: Tensor, index: int, bits: int) -> str:
     column = int(steps[row].argmax())
     if not q[row].any():
         return (
-            f"row {row} of group {index} came back as zeros, though it holds {w[row, column]:.3g}: each row and each group "
-            "needs a scale of its own, with a floor under it that is far below all real scales"
+            f"row {row} of group {index} came back as zeros, though it holds {w[row, column]:.3g}: each row and each "
+            "group needs a scale of its own, with a floor under it that is far below all real scales"
         )
     return (
         f"row {row} of group {index} is up to {steps.max():.3g} steps off, {w[row, column]:.3g} became "

@@ -87,11 +87,11 @@ class CheckMetrics(ApiCheck):
                     raise Wrong(f"GET /metrics {when}: {name} must be {value}; got {found:g}")
         highest: dict[str, float] = {}
         for when, series in scrapes.items():
-            for name, value in series.items():
+            for name, held in series.items():
                 if METRICS.get(_family(name)) == "counter":
-                    if value < highest.setdefault(name, 0.0):
-                        raise Wrong(f"GET /metrics {when}: {name} fell to {value:g}; a counter only grows")
-                    highest[name] = value
+                    if held < highest.setdefault(name, 0.0):
+                        raise Wrong(f"GET /metrics {when}: {name} fell to {held:g}; a counter only grows")
+                    highest[name] = held
         done = [expected_answer(inputs["answers"][body["prompt"]], body["max_tokens"]) for body in inputs["bodies"]]
         wanted = {
             "prompt_tokens_total": sum(len(body["prompt"].encode()) for body in inputs["bodies"]),

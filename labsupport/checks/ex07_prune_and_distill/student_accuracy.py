@@ -67,8 +67,9 @@ def _why_inaccurate(accuracy: float, followed: float, alone: bool) -> str:
         )
     if excess > FOLLOWS:
         return (
-            f"it agrees with the labels that it was given {excess:.0%} more often than one that reads as well as it does, and "
-            "most are wrong (a student of the labels alone reaches 60 to 87 %): trust the teacher, with a large alpha"
+            f"it agrees with the labels that it was given {excess:.0%} more often than one that reads as well as it "
+            "does, and most are wrong (a student of the labels alone reaches 60 to 87 %): trust the teacher, with a "
+            "large alpha"
         )
     return (
         "it does not follow the wrong labels, so it was trained too little, or lost what it knew when it was pruned: "

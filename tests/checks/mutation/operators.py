@@ -187,7 +187,7 @@ def _docstring(owner: ast.AST) -> list[ast.AST]:
 
 def _parameters(tree: ast.AST) -> dict[int, list[str]]:
     """node -> the parameters of the function that it is in, `self` aside."""
-    found = {}
+    found: dict[int, list[str]] = {}
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             names = [argument.arg for argument in function.args.args if argument.arg != "self"]

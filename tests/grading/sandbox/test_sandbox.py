@@ -11,6 +11,7 @@ import sysconfig
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_what_took_too_long_is_said(warm) -> None:
 
 
 def test_a_server_is_visited_from_outside(warm) -> None:
-    check = exercise("ex06_inference_api").checks[0]
+    check: Any = exercise("ex06_inference_api").checks[0]
     inputs = check.inputs(3)
     visits = {0: lambda channel, hello: check.receive(channel, inputs, hello)}
     source = "import os\ndef create_app(engine):\n    raise ValueError(sorted(os.listdir('/proc/self/fd'))[:5])"
