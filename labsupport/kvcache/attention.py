@@ -127,7 +127,9 @@ class PagedStep:
         ragged, from_empty = min(ends) < total, max(starts) == 0 and time > 1
         mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
         value_sum = ValueSum.plan(rows, torch.tensor(ends, device=device), num_heads, ragged) if time == 1 else None
-        return PagedStep(total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum)
+        return PagedStep(
+            total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum
+        )
 
     def store(
         self,

@@ -54,9 +54,7 @@ class ConcatCache:
     def positions(self, batch: int, time: int) -> Int64[Tensor, "1 time"]:
         return torch.arange(self.length, self.length + time)[None]
 
-    def attend(
-        self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, window: int | None = None
-    ) -> Tensor:
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
         old_key, old_value = self.keys[layer_index], self.values[layer_index]
         if old_key is not None and old_value is not None:
             # cut to `length`: an earlier pass may have failed after some of its layers

@@ -105,7 +105,9 @@ def _family(given: dict[str, Any]) -> _Family:
     if kind in _FAMILIES:
         return _FAMILIES[kind]
     named = " ".join([str(kind), *map(str, given.get("architectures") or [])]).lower()
-    reason = next((why for part, why in _KNOWN_AND_REFUSED.items() if part in named), "not an architecture that we know")
+    reason = next(
+        (why for part, why in _KNOWN_AND_REFUSED.items() if part in named), "not an architecture that we know"
+    )
     raise ValueError(f"config.json: model_type {kind!r} is {reason}; supported are {SUPPORTED}")
 
 
@@ -210,7 +212,8 @@ def config_to_hugging_face(config: LlamaConfig, eos_token_id: int | list[int]) -
         if kind != "mistral":
             written["use_sliding_window"] = any(windowed)
             written["layer_types"] = ["sliding_attention" if each else "full_attention" for each in windowed]
-    return written | {"eos_token_id": eos_token_id}
+    # not left to the family: its default may lie outside of this vocabulary
+    return written | {"bos_token_id": None, "pad_token_id": None, "eos_token_id": eos_token_id}
 
 
 _CLASSES = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from families import FAMILIES, hugging_face, ours
+from families import FAMILIES, SIZES, hugging_face, ours
 
 from labsupport.inference import LLMEngine, SamplingParams
 from labsupport.kvcache import KVCache, PagedBatch, PagedKVCache, QuantizedKVCache
@@ -92,7 +92,7 @@ def test_every_cache_continues_as_the_whole_pass_does(lm: LanguageModel, kind: s
     cache: Any = {
         "concat": lambda: ConcatCache(model.config.num_layers),
         "contiguous": lambda: KVCache.for_model(model, 2, 64),
-        "paged": lambda: PagedKVCache.for_model(model, 16, block_size=4),
+        "paged": lambda: PagedKVCache.for_model(model, 32, block_size=4),
     }[kind]()
     if kind == "paged":
         for name in "ab":
@@ -143,7 +143,9 @@ def test_every_quantizer_takes_it(lm: LanguageModel, calibration: list[torch.Ten
         exact, close = lm.model(tokens()), quantized(tokens())
     assert (exact - close).norm() / exact.norm() < 0.15
     params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
-    for output in LLMEngine(dataclasses.replace(lm, model=quantized), max_num_seqs=4).generate(PROMPTS[:2], params):
+    for output in LLMEngine(dataclasses.replace(lm, model=quantized), max_num_seqs=4).generate(
+        [PROMPTS[0], PROMPTS[3]], params
+    ):
         assert len(output.token_ids) == 4
 
 
@@ -164,9 +166,40 @@ def test_removing_nothing_changes_nothing(lm: LanguageModel, calibration: list[t
 
     torch.testing.assert_close(with_layers(lm.model, range(4))(tokens()), lm.model(tokens()), atol=1e-5, rtol=0)
     last = with_layers(lm.model, [0, 1, 3])
-    assert [layer.self_attn.turned for layer in last.layers] == [
-        lm.model.layers[i].self_attn.turned for i in (0, 1, 3)
-    ]
-    assert [layer.self_attn.window for layer in last.layers] == [
-        lm.model.layers[i].self_attn.window for i in (0, 1, 3)
-    ]
+    assert [layer.self_attn.turned for layer in last.layers] == [lm.model.layers[i].self_attn.turned for i in (0, 1, 3)]
+    assert [layer.self_attn.window for layer in last.layers] == [lm.model.layers[i].self_attn.window for i in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "mixtral"}, "a mixture of experts; supported are llama, mistral"),
+        ({"model_type": "qwen3_moe"}, "a mixture of experts"),
+        ({"model_type": "gemma3_text"}, "another architecture \\(Gemma\\)"),
+        ({"model_type": "deepseek_v3"}, "multi-head latent attention"),
+        ({"model_type": None}, "not an architecture that we know"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type must be .*got 'longrope'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu'; got 'gelu'"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+    ],
+)
+def test_what_would_be_computed_wrongly_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_hugging_face({"model_type": "llama", **SIZES} | given)
+
+
+def test_what_is_absent_means_what_transformers_takes_it_for() -> None:
+    sizes = {name: SIZES[name] for name in list(SIZES)[:5]}
+    llama = config_from_hugging_face({"model_type": "llama", **sizes})
+    assert (llama.rms_norm_eps, llama.num_kv_heads, llama.tie_embeddings, llama.rope_theta) == (1e-6, 4, False, 1e4)
+    smol = config_from_hugging_face({"model_type": "smollm3", **sizes})
+    assert (smol.num_kv_heads, smol.tie_embeddings, smol.rope_theta, smol.unturned_layers) == (4, True, 2e6, (3,))
+    assert config_from_hugging_face({"model_type": "mistral", **sizes, "num_key_value_heads": 2}).sliding_window == 4096
+
+
+def test_theta_in_rope_parameters_wins_over_a_stale_one() -> None:
+    for name in ("rope_parameters", "rope_scaling"):
+        given = {"model_type": "llama", **SIZES, "rope_theta": 1e4, name: {"rope_theta": 5e5, "rope_type": "default"}}
+        assert config_from_hugging_face(given).rope_theta == 5e5

@@ -219,7 +219,8 @@ def decode_attention_int8(query, keys, values, key_scales, value_scales, tables,
 def _softmax(scores, powers, oldest, length):  # type: ignore[no-untyped-def]
     """In place, of oldest .. length; the weights before become 0.
 
-    exp(x) = 2**n · 2**f with f in ±1/2, in a form that can be vectorised. 2**f is its Taylor polynomial of degree 6 (relative error 2e-7), 2**n is made of bits. ``powers``: room for it.
+    exp(x) = 2**n · 2**f with f in ±1/2, in a form that can be vectorised: 2**f is its Taylor polynomial of degree 6
+    (relative error 2e-7), 2**n is made of bits. ``powers``: room for it.
     """
     f32, i32 = np.float32, np.int32
     for token in range(oldest):
