@@ -15,11 +15,11 @@ from labsupport.lm.model import LlamaConfig
 from labsupport.lm.rope import RopeScaling, yarn_attention_factor
 
 SUPPORTED = "llama, mistral, ministral, qwen2, qwen3, smollm3 and granite"
-_KNOWN_AND_REFUSED = {
+_REFUSED = {
     "moe": "a mixture of experts", "mixtral": "a mixture of experts", "gemma": "another architecture (Gemma)",
-    "deepseek": "multi-head latent attention", "mla": "multi-head latent attention", "phi": "another architecture (Phi)",
-    "gpt": "another architecture (GPT)", "olmo": "another architecture (OLMo: norms after the blocks)",
-    "mamba": "a state space model", "bert": "an encoder",
+    "deepseek": "multi-head latent attention", "mla": "multi-head latent attention",
+    "phi": "another architecture (Phi)", "gpt": "another architecture (GPT)",
+    "olmo": "another architecture (OLMo: norms after the blocks)", "mamba": "a state space model", "bert": "an encoder",
 }  # fmt: skip
 
 
@@ -105,9 +105,7 @@ def _family(given: dict[str, Any]) -> _Family:
     if kind in _FAMILIES:
         return _FAMILIES[kind]
     named = " ".join([str(kind), *map(str, given.get("architectures") or [])]).lower()
-    reason = next(
-        (why for part, why in _KNOWN_AND_REFUSED.items() if part in named), "not an architecture that we know"
-    )
+    reason = next((why for part, why in _REFUSED.items() if part in named), "not an architecture that we know")
     raise ValueError(f"config.json: model_type {kind!r} is {reason}; supported are {SUPPORTED}")
 
 
@@ -146,7 +144,7 @@ def _rope(given: dict[str, Any], family: _Family, max_positions: int) -> dict[st
     lacking = [name for name, value in needed.items() if value is None]
     if lacking:
         raise ValueError(f"config.json: rope_type {kind!r} needs {', '.join(lacking)}")
-    numbers = {name: float(value) for name, value in needed.items()}
+    numbers: dict[str, Any] = {name: float(value) for name, value in needed.items() if value is not None}
     if kind == "yarn":
         sharpened = rope.get("attention_factor")
         if sharpened is None:

@@ -213,8 +213,8 @@ class Llama(nn.Module):
 
     def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
         """Cosine and sine for each position; see `rotary_embedding`."""
-        assert self.config.head_dim is not None
         config = self.config
+        assert config.head_dim is not None
         return rotary_embedding(positions, config.head_dim, config.rope_theta, dtype, config.rope_scaling)
 
 

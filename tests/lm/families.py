@@ -1,4 +1,4 @@
-"""Small random models of each family that transformers knows and `Llama` computes: the oracle of what a family means."""
+"""Small random models of each family that transformers knows and `Llama` computes: what a family means."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 SIZES = dict(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=0, pad_token_id=None)  # fmt: skip
+             num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=0,
+             pad_token_id=None)  # fmt: skip
 
 
 def hugging_face(name: str, seed: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""Each family that `Llama` covers by a field or two: transformers computes the same, on every path through the package."""
+"""Each family that `Llama` covers by a field or two: as transformers computes it, on every path through the package."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_engine_decodes_what_transformers_decodes(
     if not fused:
         monkeypatch.setattr("labsupport.inference.fast.fused.has_numba", lambda: False)
     params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
-    options = {} if kv_cache_bits is None else {"kv_cache_bits": kv_cache_bits}
+    options: dict[str, Any] = {} if kv_cache_bits is None else {"kv_cache_bits": kv_cache_bits}
     prompts = [prompt[:8] for prompt in PROMPTS] if "dynamic" in str(lm.model.config.rope_scaling) else PROMPTS
     engine = LLMEngine(lm, max_num_seqs=4, block_size=4, **options)
     for prompt, output in zip(prompts, engine.generate(prompts, params), strict=True):
@@ -137,8 +137,8 @@ def test_the_engine_decodes_what_transformers_decodes(
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "int8_dynamic", "int8_static"])
 def test_every_quantizer_takes_it(lm: LanguageModel, calibration: list[torch.Tensor], method: str) -> None:
-    smooth = {"smooth": 0.5} if method.startswith("int8") else {"bits": 8}
-    quantized = quantize_model(lm.model, calibration, method=method, group_size=32, progress=False, **smooth)
+    smooth: dict[str, Any] = {"smooth": 0.5} if method.startswith("int8") else {"bits": 8}
+    quantized: Any = quantize_model(lm.model, calibration, method=method, group_size=32, progress=False, **smooth)
     with torch.no_grad():
         exact, close = lm.model(tokens()), quantized(tokens())
     assert (exact - close).norm() / exact.norm() < 0.15
@@ -151,7 +151,7 @@ def test_every_quantizer_takes_it(lm: LanguageModel, calibration: list[torch.Ten
 
 @torch.no_grad()
 def test_pruning_takes_it(lm: LanguageModel, calibration: list[torch.Tensor]) -> None:
-    pruned = prune_model(lm.model, calibration, method="wanda", sparsity=0.5, progress=False)
+    pruned: Any = prune_model(lm.model, calibration, method="wanda", sparsity=0.5, progress=False)
     assert 0.45 < float((pruned.layers[0].mlp.up_proj.weight == 0).float().mean()) < 0.55
     narrow = prune_llama(
         lm.model, calibration, mlp_sparsity=0.25, kv_groups=1, num_layers_removed=1, progress=False
@@ -165,9 +165,11 @@ def test_removing_nothing_changes_nothing(lm: LanguageModel, calibration: list[t
     from labsupport.pruning.llama import with_layers
 
     torch.testing.assert_close(with_layers(lm.model, range(4))(tokens()), lm.model(tokens()), atol=1e-5, rtol=0)
-    last = with_layers(lm.model, [0, 1, 3])
-    assert [layer.self_attn.turned for layer in last.layers] == [lm.model.layers[i].self_attn.turned for i in (0, 1, 3)]
-    assert [layer.self_attn.window for layer in last.layers] == [lm.model.layers[i].self_attn.window for i in (0, 1, 3)]
+    last: Any = with_layers(lm.model, [0, 1, 3])
+    layers: Any = lm.model.layers
+    for name in ("turned", "window"):
+        kept = [getattr(layers[index].self_attn, name) for index in (0, 1, 3)]
+        assert [getattr(layer.self_attn, name) for layer in last.layers] == kept
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,10 @@ def merge(linears: Sequence[nn.Module], pack: bool = False) -> nn.Module:
     first = linears[0]
     biases = [getattr(linear, "bias", None) for linear in linears]
     mixed = any(type(linear) is not type(first) for linear in linears)
-    if mixed or any((each is None) is not (biases[0] is None) for each in biases):
+    present = [each.detach() for each in biases if each is not None]
+    if mixed or len(present) not in (0, len(linears)):
         return SideBySide(linears)
-    bias = None if biases[0] is None else torch.cat([each.detach() for each in biases])
+    bias = torch.cat(present) if present else None
     if type(first) is nn.Linear:
         return _merge_float(linears, bias, pack)  # type: ignore[arg-type]
     if len(linears) == 1:
@@ -87,7 +88,8 @@ def _merge_float(linears: Sequence[nn.Linear], bias: Tensor | None, pack: bool) 
     with torch.device("meta"):
         merged = nn.Linear(weight.shape[1], len(weight), bias=False)
     merged.weight = nn.Parameter(weight, requires_grad=False)
-    merged.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        merged.bias = nn.Parameter(bias, requires_grad=False)
     return merged
 
 
