@@ -28,7 +28,7 @@ class CheckDouble(Check):
         return {"x": 4}
 
     def run(self, answer, inputs):
-        return call(answer["double"], inputs["x"])
+        return call(answer["double"], inputs["x"])[0]
 
     def judge(self, inputs, values) -> None:
         if returned(values, "4") != 8:
