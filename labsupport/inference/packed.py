@@ -89,10 +89,10 @@ class PackedBatch:
             end = start + rows * time
             if time == 1:  # [1, heads, rows, head_dim] <-> [rows, heads, 1, head_dim]
                 own = [each[:, :, start:end].transpose(0, 2) for each in (query, key, value)]
-                contexts.append(part.attend(layer_index, *own, window)  # type: ignore[call-arg, arg-type].transpose(0, 2))
+                contexts.append(part.attend(layer_index, own[0], own[1], own[2], window).transpose(0, 2))
             else:
                 own = [each[:, :, start:end] for each in (query, key, value)]
-                contexts.append(part.attend(layer_index, *own, window)  # type: ignore[call-arg, arg-type])
+                contexts.append(part.attend(layer_index, own[0], own[1], own[2], window))
             start = end
         return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
 
