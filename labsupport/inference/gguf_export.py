@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import gguf
@@ -31,6 +32,11 @@ _NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 
+_WRITTEN = {  # of `LlamaConfig`
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "rope_theta", "rms_norm_eps", "max_positions", "tie_embeddings",
+}  # fmt: skip
+
 
 def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
     """Write ``lm`` to ``path``; norms stay float32, all other weights are stored as ``kind``.
@@ -38,12 +44,18 @@ def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
     As `llama-quantize` does by default, embedding and head are stored in 8 bits beside 4-bit layers.
 
     Raises:
-        ValueError: ``kind`` is not F32, Q8_0 or Q4_0; the model is quantized; its tokenizer is not a byte-level BPE.
+        ValueError: ``kind`` is not F32, Q8_0 or Q4_0; the model is quantized, or more than a plain Llama (this format
+            has other names for each family); its tokenizer is not a byte-level BPE.
     """
     if kind not in TYPES:
         raise ValueError(f"kind must be one of {', '.join(TYPES)}; got {kind!r}")
     if not isinstance(lm.tokenizer, BpeTokenizer):
         raise ValueError(f"lm must have a byte-level BPE tokenizer, which llama.cpp needs; {lm.name} has none")
+    unwritten = (field for field in fields(lm.model.config) if field.name not in _WRITTEN)
+    if any(getattr(lm.model.config, field.name) != field.default for field in unwritten):
+        raise ValueError(
+            "lm must be a plain Llama, without rope scaling, biases, windows, norms of heads or multipliers"
+        )
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         _write_config(writer, lm)

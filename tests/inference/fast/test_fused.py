@@ -139,19 +139,21 @@ def test_it_is_for_cpus_and_float32() -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("window", [100, 9, 3, 1])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_decode_attention_is_softmax_attention(scale: float) -> None:
+def test_decode_attention_is_softmax_attention(scale: float, window: int) -> None:
     from labsupport.inference.fast.numba_ops import decode_attention
 
     torch.manual_seed(2)
     heads, kv_heads, head_dim, block_size = 6, 2, 16, 8
     keys, values = torch.randn(2, 20, kv_heads, block_size, head_dim) * scale
     lengths, tables = [1, 8, 9, 23], [[3, 0, 0], [5, 0, 0], [7, 1, 0], [2, 19, 11]]
+    seen = [max(length - window, 0) for length in lengths]
     query, out = torch.randn(4, heads * head_dim), torch.empty(4, heads * head_dim)
-    arrays = (query, keys, values, torch.tensor(tables), torch.tensor(lengths), out)
+    arrays = (query, keys, values, torch.tensor(tables), torch.tensor(seen), torch.tensor(lengths), out)
     decode_attention(*(each.numpy() for each in arrays), 0, 4)  # type: ignore[call-arg]
-    for row, (length, table) in enumerate(zip(lengths, tables, strict=True)):
-        key, value = (each[table].transpose(0, 1).flatten(1, 2)[None, :, :length] for each in (keys, values))
+    for row, (first, length, table) in enumerate(zip(seen, lengths, tables, strict=True)):
+        key, value = (each[table].transpose(0, 1).flatten(1, 2)[None, :, first:length] for each in (keys, values))
         own = query[row].view(1, heads, 1, head_dim)
         wanted = F.scaled_dot_product_attention(own, key, value, enable_gqa=True)
         torch.testing.assert_close(out[row], wanted.flatten(), atol=3e-6 * scale + 1e-6, rtol=1e-5)
