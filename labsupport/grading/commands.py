@@ -56,7 +56,7 @@ def grade(
 
 
 def collect(
-    sources: Annotated[list[Path], typer.Argument(help="Folders and zips, in any layout of docs/instructors.md.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders and archives, in any layout of docs/instructors.md.")],
     out: Annotated[Path, typer.Option(help="The folder to copy to, <student>/<exercise>.ipynb.")],
     roster: Annotated[
         Path | None, typer.Option(help="CSV of the class: your own, or an export of Canvas or Moodle.")
@@ -67,21 +67,26 @@ def collect(
     exercise: Annotated[
         str | None, typer.Option(help="Take all files for this exercise, whatever they are called.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done with each file; do nothing.")
+    ] = False,
 ) -> None:
     """Gather what was handed in. Exits with 1 if a file was left out that somebody should look at."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
-        from labsupport.checks import exercises
         from labsupport.grading.intake.collect import collect as collect_submissions
+        from labsupport.grading.intake.course import cell_ids, exercise_names
         from labsupport.grading.intake.roster import read_roster
 
-        if exercise is not None and exercise not in exercises():
-            raise ValueError(f"--exercise must be one of {', '.join(exercises())}, got {exercise!r}")
-        collection = collect_submissions(
-            sources, out, exercises(), read_roster(roster) if roster else None, _moment(deadline), exercise
-        )
-        typer.echo(str(collection))
+        names = exercise_names()
+        if exercise is not None and exercise not in names:
+            raise ValueError(f"--exercise must be one of {', '.join(names)}, got {exercise!r}")
+        people = read_roster(roster) if roster else None
+        collection = collect_submissions(sources, out, names, people, _moment(deadline), exercise, cell_ids(), dry_run)
+        if dry_run:
+            typer.echo(collection.table())
+        typer.echo(str(collection) + "\nnothing was written (--dry-run)" * dry_run)
         raise typer.Exit(0 if collection.complete else 1)
 
 
