@@ -32,7 +32,7 @@ _BROKEN = (
 _UNPACKERS: tuple[tuple[bytes, Callable[[IO[bytes]], IO[bytes]]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
     (b"BZh", lambda file: bz2.BZ2File(file)),
-    (b"\xfd7zXZ\x00", lambda file: lzma.LZMAFile(file)),
+    (b"\xfd7zXZ\x00", lambda file: lzma.LZMAFile(file)),  # noqa: SIM115
 )
 
 
@@ -72,7 +72,7 @@ def _unpacked(archive: IO[bytes], unpack: Callable[[IO[bytes]], IO[bytes]]) -> I
     """What a compressed file holds, in a temporary file if it is large."""
     left = min(MAX_TOTAL, max(archive.seek(0, io.SEEK_END) * MAX_TAR_RATIO, 2**20))
     archive.seek(0)
-    plain: IO[bytes] = tempfile.SpooledTemporaryFile(limits.MAX_FILE)
+    plain: IO[bytes] = tempfile.SpooledTemporaryFile(limits.MAX_FILE)  # noqa: SIM115
     stream = unpack(archive)
     while chunk := stream.read(1 << 20):
         left -= len(chunk)
@@ -172,9 +172,9 @@ def _read(opened: Callable[[], IO[bytes]], where: str, budget: _Budget) -> bytes
         raise Refused(f"cannot be unpacked: {error}") from None
     if where not in budget.read:
         budget.left -= len(data)
+        if budget.left < 0:
+            raise Refused(f"the archive unpacks to more than {MAX_TOTAL >> 30} GB")
         budget.read.add(where)
-    if budget.left < 0:
-        raise Refused(f"the archive unpacks to more than {MAX_TOTAL >> 30} GB")
     if len(data) > limits.MAX_FILE:
         raise Refused(f"is larger than {limits.MAX_FILE >> 20} MB")
     return data

@@ -1,8 +1,9 @@
-"""Which files of a source are submissions: notebooks whose exercise is known. The rest is decided here, with a reason."""
+"""Which files of a source are submissions: notebooks with a known exercise. The rest is decided here, with a reason."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +14,7 @@ from labsupport.grading.intake.exports import METADATA, Attempt, read_metadata
 from labsupport.grading.intake.found import File, Found, Refused
 from labsupport.grading.intake.history import Entry, Version
 from labsupport.grading.intake.kinds import is_apple_double, is_notebook_name, is_renamed_notebook, noise, why_not_read
-from labsupport.grading.intake.names import Named, read_name, without_wrapper
+from labsupport.grading.intake.names import Named, is_of_an_lms, read_name, without_wrapper
 from labsupport.grading.intake.stamps import read_stamp
 
 _LMS = ("moodle", "canvas")  # their archives do not say when a file was handed in
@@ -80,7 +81,20 @@ def read_source(
         candidates.append(
             Candidate(file, named, chosen, handed_in, told is None, version, digest, notes, look, attempts)
         )
-    return candidates, decided
+    return _without_class_archives(candidates, decided, run)
+
+
+def _without_class_archives(
+    candidates: list[Candidate], decided: list[Entry], run: str
+) -> tuple[list[Candidate], list[Entry]]:
+    """Leave out archives among the files that are hardly one student's: they hold an exercise twice."""
+    counts = Counter((c.file.path, c.exercise) for c in candidates if c.file.inside)
+    several = {path for (path, _), count in counts.items() if count > 1}
+    several |= {c.file.path for c in candidates if c.file.inside and is_of_an_lms(c.file.inside)}
+    why = "refused: lies in an archive that seems to hold a class's work: name that as a SOURCE of its own"
+    left = [c for c in candidates if c.file.inside and c.file.path in several]
+    decided += [Entry(run, c.file.origin, "", c.exercise, "left out", why, "look") for c in left]
+    return [c for c in candidates if not (c.file.inside and c.file.path in several)], decided
 
 
 class _NotANotebook(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -81,16 +82,17 @@ def _carry_out(plan: Plan, out: Path) -> None:
 
 def _about_students(entries: list[Entry], out: Path) -> list[Entry]:
     """The same rows; a file that is no notebook is worth a look if its student has handed in no notebook."""
-    from dataclasses import replace
-
     have = {entry.target[0] for entry in entries if entry.decision != "left out" and entry.exercise}
-    return [
-        replace(entry, decision="left out", look="look", reason=f"unknown: {entry.reason}, and {entry.student} has no notebook")
-        if entry.decision == "ignored" and entry.student and entry.target[0] not in have
-        and not list((out / folder_of(entry.student)).glob("*.ipynb"))
-        else entry
-        for entry in entries
-    ]  # fmt: skip
+
+    def seen(entry: Entry) -> Entry:
+        if entry.decision != "ignored" or not entry.student or entry.target[0] in have:
+            return entry
+        if any((out / folder_of(entry.student)).glob("*.ipynb")):
+            return entry
+        why = f"unknown: {entry.reason}, and {entry.student} has no notebook"
+        return replace(entry, decision="left out", look="look", reason=why)
+
+    return [seen(entry) for entry in entries]
 
 
 def _require_apart(source: Path, out: Path) -> None:

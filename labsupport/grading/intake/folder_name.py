@@ -11,6 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
+from itertools import accumulate
 
 MAX_BYTES = 200  # most file systems allow 255, some that encrypt names 143; suffixes such as ".html" are added
 _HASH = 12
@@ -60,11 +61,8 @@ def _escape(c: str) -> str:
 
 def _cut(pieces: list[str]) -> str:
     """As many whole pieces as there is room for beside the hash, without splitting a letter from its marks."""
-    room, kept = MAX_BYTES - _HASH - 1, 0
-    for kept, piece in enumerate(pieces):
-        room -= len(piece.encode())
-        if room < 0:
-            break
+    room = MAX_BYTES - _HASH - 1
+    kept = next(i for i, total in enumerate(accumulate(len(piece.encode()) for piece in pieces)) if total > room)
     while kept > 1 and len(pieces[kept]) == 1 and unicodedata.category(pieces[kept])[0] == "M":
         kept -= 1
     return "".join(pieces[:kept])

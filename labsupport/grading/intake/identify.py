@@ -41,8 +41,8 @@ def identify(named: Named, roster: Roster | None, attempts: Mapping[str, Attempt
     if named.layout == "moodle" and roster.by_moodle_id:
         return Identity(_by_participant(named, roster).id)
     if namesakes and named.layout == "moodle":
-        raise ValueError(f"several participants are called {named.person!r}: give the assignment's grading worksheet as "
-                         "--roster, it has their numbers")  # fmt: skip
+        raise ValueError(f"several participants are called {named.person!r}: give the assignment's grading worksheet "
+                         "as --roster, it has their numbers")  # fmt: skip
     if named.layout == "flat":
         return Identity(*_by_flat_name(named, roster))
     student = roster.find(_with_group_cut_off(people[0]) if named.layout == "moodle" else people)
@@ -76,12 +76,12 @@ def _by_canvas_number(named: Named, roster: Roster) -> tuple[str, str]:
 def _by_participant(named: Named, roster: Roster) -> Student:
     student = roster.by_moodle_id.get(str(int(named.number)))
     if student is None:
-        raise ValueError(f"participant {named.number} ({named.person!r}) is not in the grading worksheet: is it that of "
-                         "this assignment?")  # fmt: skip
+        raise ValueError(f"participant {named.number} ({named.person!r}) is not in the grading worksheet: is it that "
+                         "of this assignment?")  # fmt: skip
     others = {each.id for each in roster.students if each is not student and _said(each, named.person)}
     if others and not _said(student, named.person):
-        raise ValueError(f"participant {named.number} is {student.name or student.id!r} in the grading worksheet, but the "
-                         f"name says {named.person!r}: is it that of this assignment?")  # fmt: skip
+        raise ValueError(f"participant {named.number} is {student.name or student.id!r} in the grading worksheet, but "
+                         f"the name says {named.person!r}: is it that of this assignment?")  # fmt: skip
     return student
 
 

@@ -101,6 +101,12 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
     return max(common - 1 - stamped, 0)  # the innermost common folder belongs to the only student
 
 
+def is_of_an_lms(path: PurePosixPath) -> bool:
+    """Whether an LMS wrote some part of this path."""
+    stem = stem_of(path.name)
+    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or bool(BLACKBOARD.match(stem) or _CANVAS.match(stem))
+
+
 def stem_of(name: str) -> str:
     """A file's name without ``.ipynb`` and what may have been added to it, else without its last suffix."""
     found = re.search(r"\.ipynb(?:[ (_.-].*)?$", name, re.IGNORECASE)

@@ -36,8 +36,8 @@ class Collection:
     def __str__(self) -> str:
         counts = Counter(entry.decision for entry in self.entries)
         students = {entry.student for entry in self.kept}
-        lines = [f"{len(self.kept)} submissions of {len(students)} students"
-                 f" ({counts['unchanged']} were there already, {counts['replaced']} replace an older version)"]  # fmt: skip
+        before = f"{counts['unchanged']} were there already, {counts['replaced']} replace an older version"
+        lines = [f"{len(self.kept)} submissions of {len(students)} students ({before})"]
         lines += [
             f"late       {e.student}/{e.exercise}: {e.late}, {e.handed_in or 'time unknown'}"
             for e in self.kept

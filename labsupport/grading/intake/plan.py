@@ -81,7 +81,7 @@ def make_plan(
 
 def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | None, out: Path) -> None:
     """Which of the versions of one exercise of one student is to be there."""
-    student, exercise, folder = group[0][0].student, group[0][0].exercise, group[0][0].folder
+    exercise, folder = group[0][0].exercise, group[0][0].folder
     path = f"{folder}/{exercise}.ipynb"
     before = dict((after, old) for old, after in plan.renamed).get(folder, folder)
     moved_here = dict((after, old) for old, after in plan.moved)
@@ -90,7 +90,7 @@ def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | N
     winner, candidate = group[-1]
     known = current is not None and present is not None and current.digest in ("", present)
     if present is not None and not known and present not in {entry.digest for entry, _ in group}:
-        why = f"refused: the file in {folder} was not put there by collecting, or was changed since: delete it to collect anew"
+        why = f"refused: the file in {folder} was not put there by collecting, or was changed since: remove it first"
         plan.entries += [replace(entry, reason=why, look="look") for entry, _ in group]
         return
     stays = known and current is not None and (current.age, current.digest) > (candidate.version, candidate.digest)

@@ -17,7 +17,8 @@ _HEADERS = {
     "name": (
         "name", "full name", "fullname", "nombre completo", "nombre completo del usuario", "nome completo",
         "nom complet", "vollständiger name", "cognome nome", "полное имя", "фио", "имя / фамилия", "имя/фамилия",
-        "全名", "姓名", "氏名", "フルネーム", "الاسم الكامل", "الاسم", "imię i nazwisko", "pełna nazwa", "tam ad", "tam adı",
+        "全名", "姓名", "氏名", "フルネーム", "الاسم الكامل", "الاسم", "imię i nazwisko", "pełna nazwa",
+        "tam ad", "tam adı",
         "adı soyadı", "volledige naam", "nama lengkap",
     ),
     "first_name": (
@@ -26,15 +27,16 @@ _HEADERS = {
     ),
     "last_name": (
         "last name", "lastname", "surname", "family name", "apellido", "apellidos", "apellido(s)", "sobrenome",
-        "apelido", "nom", "nom de famille", "nachname", "cognome", "фамилия", "姓", "姓氏", "الاسم الأخير", "اسم العائلة",
-        "الشهرة", "nazwisko", "soyad", "soyadı", "achternaam", "nama belakang",
+        "apelido", "nom", "nom de famille", "nachname", "cognome", "фамилия", "姓", "姓氏", "الاسم الأخير",
+        "اسم العائلة", "الشهرة", "nazwisko", "soyad", "soyadı", "achternaam", "nama belakang",
     ),
     "email": (
         "email", "email address", "e-mail", "mail", "dirección de correo", "dirección email", "correo",
         "dirección de correo electrónico", "correo electrónico", "endereço de email", "endereço de e-mail",
         "adresse de courriel", "adresse e-mail", "courriel", "e-mail-adresse", "mailadresse", "indirizzo email",
-        "адрес электронной почты", "электронная почта", "почта", "电子邮件地址", "email地址", "邮箱", "电子邮箱", "邮箱地址",
-        "メールアドレス", "عنوان البريد الإلكتروني", "البريد الإلكتروني", "عنوان البريد الالكتروني", "adres e-mail",
+        "адрес электронной почты", "электронная почта", "почта", "电子邮件地址", "email地址", "邮箱", "电子邮箱",
+        "邮箱地址", "メールアドレス", "عنوان البريد الإلكتروني", "البريد الإلكتروني",
+        "adres e-mail",
         "adres email", "e-posta", "e-posta adresi", "e-mailadres", "alamat email",
     ),
     "login": (
@@ -47,8 +49,8 @@ _HEADERS = {
         "id number", "sis id", "sis user id", "número de id", "número de identificación", "número de identificação",
         "numéro d'identification", "numéro d’identification", "id-nummer", "matrikelnummer", "codice identificativo",
         "numero id", "matricola", "индивидуальный номер", "идентификационный номер", "id号", "id号码", "学号", "编号",
-        "idナンバー", "id番号", "学籍番号", "رقم التعريف", "رقم الهوية", "numer id", "numer identyfikacyjny", "id numarası",
-        "kimlik numarası", "id-nummer", "nomor id", "nomor induk", "student number", "sid",
+        "idナンバー", "id番号", "学籍番号", "رقم التعريف", "رقم الهوية", "numer id", "numer identyfikacyjny",
+        "id numarası", "kimlik numarası", "id-nummer", "nomor id", "nomor induk", "student number", "sid",
     ),
     "moodle_id": (
         "identifier", "identificador", "identifiant", "identifikation", "identifikator", "teilnehmer/in",
