@@ -153,13 +153,33 @@ def export(
     roster: Annotated[
         Path | None, typer.Option(help="CSV of the class; default: GRADES/roster.csv, if it exists.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXERCISE=TITLE", help="Canvas's column of an exercise; no TITLE: leave it out."),
+    ] = None,
 ) -> None:
     """Rewrite all reports from the results: after editing overrides.csv, or with a roster for the LMS."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
+        if column:
+            _choose_columns(grades, column)
         _write_reports(grades, roster)
         typer.echo(f"written: grades.csv, class_report.html, canvas.csv, moodle.csv and feedback/ in {grades}")
+
+
+def _choose_columns(grades: Path, columns: list[str]) -> None:
+    from labsupport.grading.intake.course import exercise_names
+    from labsupport.grading.reports.canvas import read_chosen, write_chosen
+
+    chosen = read_chosen(grades)
+    for text in columns:
+        exercise, equals, title = text.partition("=")
+        found = [name for name in exercise_names() if exercise in (name, name.partition("_")[0])]
+        if not equals or not found:
+            raise ValueError(f'--column must be like "ex01=Homework 1 (4711)", got {text!r}')
+        chosen[found[0]] = title.strip()
+    write_chosen(grades, chosen)
 
 
 def _write_reports(grades: Path, roster: Path | None = None) -> list[Row]:
@@ -179,7 +199,8 @@ def _write_reports(grades: Path, roster: Path | None = None) -> list[Row]:
     except ValueError:  # not in the course's folder: similarity then compares the stubs' lines as well
         handed_out = {}
     stubs = {name: "\n\n".join(read_submission(data, data).answers.values()) for name, data in handed_out.items()}
-    write_reports(grades, rows, read_roster(roster) if roster else None, stubs)
+    for note in write_reports(grades, rows, read_roster(roster) if roster else None, stubs):
+        typer.echo(f"note: {note}", err=True)
     return rows
 
 

@@ -177,12 +177,12 @@ def _unreadable(student: str, name: str, seed: int, why: str) -> Row:
 
 
 def _seed(out: Path, given: int | None) -> int:
-    """The ``given`` one, else that of an earlier run, so that it can be resumed. Others cannot read the file."""
+    """The ``given`` one, else that of the first run, so that it can be resumed. Others cannot read the file."""
     path = out / SEED_FILE
+    if not path.exists():
+        write_atomically(path, f"{secrets.randbelow(2**40) if given is None else given}\n", private=True)
     if given is not None:
-        write_atomically(path, f"{given}\n", private=True)
-    elif not path.exists():
-        write_atomically(path, f"{secrets.randbelow(2**40)}\n", private=True)
+        return given
     try:
         return int(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -191,7 +191,13 @@ def _seed(out: Path, given: int | None) -> int:
 
 def _report(out: Path, rows: list[Row], pristine: dict[str, bytes]) -> None:
     from labsupport.grading.intake.notebook import read_submission
+    from labsupport.grading.reports.canvas import UnclearColumn
     from labsupport.grading.reports.write import write_reports
 
     stubs = {name: "\n\n".join(read_submission(data, data).answers.values()) for name, data in pristine.items()}
-    write_reports(out, rows, stubs=stubs)
+    try:
+        notes = write_reports(out, rows, stubs=stubs)
+    except UnclearColumn as problem:
+        notes = [f"{problem} (in `labsupport export`)"]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -8,6 +8,7 @@ files hold more than a student may see (the seed's fingerprint); `feedback` make
 from __future__ import annotations
 
 import hashlib
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labsupport.files import write_atomically
-from labsupport.grading.intake.folder_name import folder_of
+from labsupport.grading.intake.folder_name import folder_of, name_of
 
 STATUSES = (
     "ok",  # full marks
@@ -92,7 +93,10 @@ class Results:
 
 def file_name(name: str) -> str:
     """``name`` as one path component, a different one for every name."""
-    return folder_of(name) or "%"
+    folder = folder_of(name)
+    if name and name_of(folder) == name:
+        return folder
+    return f"{folder}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def fingerprint(seed: int) -> str:
