@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import re
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +15,10 @@ from labsupport.checks.plain import decode, encode
 from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
 from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
 from labsupport.grading.sandbox.limits import Limits
+from labsupport.grading.sandbox.shared import close_warm_processes, warm_process
 from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
+
+__all__ = ["Job", "close_warm_processes", "digest", "grade_one", "is_current", "warm_process"]
 
 # Python's own MemoryError has no message; one that an answer raises on purpose usually has one
 _OUT_OF_MEMORY = re.compile(r"raised MemoryError(?!:)|ArrayMemoryError|can't allocate memory|not enough memory")
@@ -37,8 +38,11 @@ class Job:
     hidden: tuple[str, ...] = ()  # folders that the sandbox must not show: the course, submissions, grades
 
 
-def grade_one(job: Job) -> Row:
+def grade_one(job: Job, watch: Callable[[str], None] | None = None) -> Row:
     """Grade one submission in a sandbox. Nothing that a student can do makes it raise.
+
+    Args:
+        watch: called with the name of each check when the sandbox begins with it.
 
     Raises:
         SandboxError: no isolation works on this machine (see `warm.WarmProcess`).
@@ -60,7 +64,7 @@ def grade_one(job: Job) -> Row:
         return replace(blank, status="not attempted", message=message, checks=_no_points(graded, message, False))
     warm = warm_process(job.hidden, job.unsafe_no_sandbox)
     try:
-        run = _Run(warm, job, graded, submission)
+        run = _Run(warm, job, graded, submission, watch)
     except SandboxError as problem:
         message = one_line(f"the grader's sandbox failed, the submission was not graded: {problem}")
         return replace(blank, message=message, isolation=warm.level, checks=_no_points(graded, message))
@@ -81,7 +85,14 @@ def is_current(row: Row, job: Job) -> bool:
 class _Run:
     """The runs of one submission: usually one, and one more for each run that a check cut short."""
 
-    def __init__(self, warm: WarmProcess, job: Job, graded: Exercise, submission: Submission) -> None:
+    def __init__(
+        self,
+        warm: WarmProcess,
+        job: Job,
+        graded: Exercise,
+        submission: Submission,
+        watch: Callable[[str], None] | None = None,
+    ) -> None:
         self.graded, self.submission, self.level = graded, submission, warm.level
         self.values: dict[int, bytes] = {}
         self.failures: dict[int, tuple[str, str]] = {}  # index of a check -> status, why
@@ -92,7 +103,8 @@ class _Run:
         while left and self.seconds < job.timeout:
             seconds = job.timeout - self.seconds
             limits = Limits(seconds=seconds, seconds_a_step=min(seconds, max(job.timeout / 3, 1.0)))
-            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits)
+            seen = None if watch is None else lambda i: watch(graded.checks[i].name) if i in encoded else None
+            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits, seen)
             left = self._take(outcome, left)
         for index in left:
             self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
@@ -147,8 +159,7 @@ class _Run:
         message = one_line(verdict.message)
         attempted = verdict.attempted
         if not attempted and self.cell_errors and "there is no function" in message:
-            error = "; ".join(f"cell {cell} ended with {error}" for cell, error in self.cell_errors.items())
-            message, attempted = one_line(f"{message}; {error}"), True
+            message, attempted = one_line(because_of(message, self.submission, self.cell_errors)), True
         return CheckResult(check.name, verdict.points, check.points, verdict.passed, message, attempted)
 
     def _status(self, failed: list[CheckResult]) -> str:
@@ -160,6 +171,13 @@ class _Run:
     def _message(self, failed: list[CheckResult]) -> str:
         attempted = [result for result in failed if result.attempted]
         return (attempted or failed)[0].message
+
+
+def because_of(message: str, submission: Submission, cell_errors: Mapping[str, str]) -> str:
+    """A message that a function is missing, with what the cells that should define it ended with."""
+    ended = {name: f"cell {name} ended with {error}" for name, error in cell_errors.items()}
+    ended |= {name: f"cell {name} has a syntax error in {why}" for name, why in submission.syntax_errors.items()}
+    return f"{message.partition(': run the answer cell')[0]}; {'; '.join(ended.values())}"
 
 
 def _judge(check: Check, inputs: Mapping[str, Any], data: bytes) -> Verdict:
@@ -209,25 +227,3 @@ def _draw(name: str, seed: int) -> tuple[dict[int, bytes], dict[int, dict[str, A
     drawn = {index: check.inputs(seed) for index, check in enumerate(exercise(name).checks)}
     shown = {index: {k: v for k, v in inputs.items() if not k.startswith("_")} for index, inputs in drawn.items()}
     return {index: encode(inputs) for index, inputs in shown.items()}, drawn
-
-
-# One warm process per grading process: importing torch takes longer than grading a submission.
-_warm: dict[tuple[tuple[str, ...], bool], WarmProcess] = {}
-_warm_lock = threading.Lock()
-
-
-def warm_process(hidden: tuple[str, ...] = (), unsafe_no_sandbox: bool = False) -> WarmProcess:
-    """This process's warm process, started when it is first needed; it ends with this process."""
-    with _warm_lock:
-        key = (hidden, unsafe_no_sandbox)
-        if key not in _warm:
-            _warm[key] = WarmProcess(hidden, unsafe_no_sandbox)
-        return _warm[key]
-
-
-@atexit.register
-def close_warm_processes() -> None:
-    """End all of them; the next job starts a new one."""
-    with _warm_lock:
-        while _warm:
-            _warm.popitem()[1].close()

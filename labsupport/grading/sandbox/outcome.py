@@ -6,6 +6,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labsupport.grading.sandbox import kernel
@@ -59,17 +60,28 @@ def outcome_of(frames: list[tuple[bytes, int, bytes]]) -> Outcome:
     )
 
 
-def read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
-    """All frames until the supervisor closes its end, which limits their number and length."""
+def read_frames(
+    pipe: int, seconds: float, watch: Callable[[int], None] | None = None
+) -> list[tuple[bytes, int, bytes]]:
+    """All frames until the supervisor closes its end, which limits their number and length.
+
+    Args:
+        watch: called with the index of each check that begins, as soon as its frame is there.
+    """
     data = bytearray()
+    frames: list[tuple[bytes, int, bytes]] = []
+    position = 0
     while wait_readable(pipe, seconds) and (part := os.read(pipe, 1 << 20)):
         data += part
-    frames, position = [], 0
-    while position + kernel.FRAME.size <= len(data):
-        kind, index, length = kernel.FRAME.unpack_from(data, position)
-        position += kernel.FRAME.size
-        frames.append((kind, index, bytes(data[position : position + length])))
-        position += length
+        while position + kernel.FRAME.size <= len(data):
+            kind, index, length = kernel.FRAME.unpack_from(data, position)
+            start = position + kernel.FRAME.size
+            if start + length > len(data):
+                break
+            frames.append((kind, index, bytes(data[start : start + length])))
+            position = start + length
+            if watch is not None and kind == kernel.STARTED:
+                watch(index)
     return frames
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -65,22 +65,26 @@ class WarmProcess:
         exercise: str = "",
         inputs: dict[int, bytes] | None = None,
         limits: Limits | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> Outcome:
         """Run ``cells`` (id, source), then the checks with these inputs (index -> encoded, without the private ones).
+
+        Args:
+            watch: called with the index of each check when it begins; untrusted code says which.
 
         Raises:
             SandboxError: the sandbox failed.
         """
         payload = kernel.write_payload(list(cells), exercise, inputs or {})
         try:
-            return self._run(payload, self.level, limits or Limits())
+            return self._run(payload, self.level, limits or Limits(), watch)
         except _WarmProcessDied:
             with self._lock:
                 if self._closed:
                     raise
                 if self._process is None or self._process.poll() is not None:
                     self._start()
-            return self._run(payload, self.level, limits or Limits())
+            return self._run(payload, self.level, limits or Limits(), watch)
 
     def close(self) -> None:
         """End the warm process and everything it started, and remove its files."""
@@ -165,7 +169,7 @@ class WarmProcess:
             payload = kernel.write_payload([("probe", probe_cell(Path(folder)))], "", {})
             check_outside(Path(folder), self._run(payload, level or self.level, Limits()))
 
-    def _run(self, payload: bytes, level: str, limits: Limits) -> Outcome:
+    def _run(self, payload: bytes, level: str, limits: Limits, watch: Callable[[int], None] | None = None) -> Outcome:
         scratch = ""
         if level != "namespaces":
             scratch = tempfile.mkdtemp(dir=self._folder / "scratch")
@@ -182,7 +186,7 @@ class WarmProcess:
                     raise _WarmProcessDied(str(error)) from error
                 finally:
                     os.close(theirs)
-            frames = read_frames(report, limits.seconds * 2 + GRACE_SECONDS)
+            frames = read_frames(report, limits.seconds * 2 + GRACE_SECONDS, watch)
         finally:
             os.close(report)
             if scratch:
