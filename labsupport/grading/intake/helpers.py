@@ -21,7 +21,7 @@ _SHOWING = frozenset({"print", "display", "len", "type", "help", "repr", "list",
 class Helpers:
     """Sources of the cells that run, and number and source of those that do not."""
 
-    before: tuple[str, ...]
+    chosen: tuple[str, ...]
     left_out: tuple[tuple[int, str], ...]
 
 
@@ -38,7 +38,9 @@ def choose_helpers(own: Sequence[tuple[int, str]], answers: Sequence[str], setup
         new = {i for i, names in enumerate(defines) if names & missing}
         new |= {i for i, source in enumerate(sources) if changed_names(source) & missing & known}
         if not new - chosen and missing - known:
-            new |= {i for i, source in enumerate(sources) if defines_anything(source) and not used_names(source) & answered}
+            new |= {
+                i for i, source in enumerate(sources) if defines_anything(source) and not used_names(source) & answered
+            }
         if not new - chosen:
             break
         for i in new - chosen:
@@ -89,7 +91,9 @@ def why_missing(message: str, left_out: Sequence[tuple[int, str]]) -> str:
     name = found[1]
     for number, source in reversed(left_out):
         if name in defined_names(source):
-            return f"your cell {number} defines {name}, and was left out: no answer uses {name} by that name in its code"
+            return (
+                f"your cell {number} defines {name}, and was left out: no answer uses {name} by that name in its code"
+            )
         if parse(source) is None and re.search(rf"\b{re.escape(name)}\b", source):
             return f"your cell {number}, in which {name} stands, was left out: it is not valid Python"
     return f"no cell of your notebook defines {name}: if it worked, the kernel still knew it from a cell that is gone"

@@ -8,7 +8,6 @@ files hold more than a student may see (the seed's fingerprint); `feedback` make
 from __future__ import annotations
 
 import hashlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import labsupport
 
-RUNS_INSIDE = ("__init__", "zygote", "supervisor", "processes", "kernel", "limits", "namespaces", "landlock", "linux")
+RUNS_INSIDE = (
+    "__init__", "zygote", "supervisor", "processes", "kernel", "stand_ins", "limits", "namespaces", "landlock", "linux",
+)  # fmt: skip
 ABSTRACT = """
 def inputs(self, seed): raise NotImplementedError
 def judge(self, inputs, values): raise NotImplementedError

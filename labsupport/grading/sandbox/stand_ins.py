@@ -20,7 +20,7 @@ _SILENT = ("google.colab",)
 class StandIn(ModuleType):
     """A module of which everything can be imported and nothing used."""
 
-    __path__: list[str] = []
+    __path__: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -38,7 +38,11 @@ class _Missing:
         module, name = self.__dict__["_of"]
         raise ModuleNotFoundError(f"{module} is not installed where this is graded, so {module}.{name} cannot be used")
 
-    __call__ = __getattr__ = __getitem__ = __iter__ = __enter__ = __setattr__ = _fail
+    __call__ = __getattr__ = __getitem__ = __iter__ = __enter__ = __setattr__ = __setitem__ = __len__ = __bool__ = _fail
+    __float__ = __int__ = __index__ = __neg__ = __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _fail
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = __rmatmul__ = _fail
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __pow__ = __rpow__ = _fail
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Silent:
