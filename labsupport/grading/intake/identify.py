@@ -101,10 +101,10 @@ def _with_group_cut_off(person: str) -> list[str]:
 
 def _by_flat_name(named: Named, roster: Roster) -> tuple[str, str]:
     """The whole rest of the name, else what stands on one side of the exercise: "alice_ex01_final"."""
-    student = roster.find(named.people[:2])
+    student = roster.find(named.people)
     if student is not None:
         return student.id, ""
-    sides = {found.id for side in named.people[2:] if (found := roster.find([side])) is not None}
+    sides = {found.id for side in named.sides if (found := roster.find([side])) is not None}
     if len(sides) > 1:
         raise ValueError(f"{named.person!r} may be {' or '.join(sorted(sides))}")
     if not sides:

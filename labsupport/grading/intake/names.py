@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
@@ -28,7 +28,7 @@ _CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>\d+)_(?P<file_id>\d
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
 _PERHAPS_AGAIN = re.compile(r"(?:-|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
 _SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
-_SEPARATORS = " _-.,"
+_SEPARATORS = ' _-.,"“”„«»「」'
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Named:
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
     time: datetime | None = None  # Blackboard's
+    sides: tuple[str, ...] = ()  # flat: what stands before and behind the exercise, if there is something on both sides
 
     @property
     def person(self) -> str:
@@ -65,7 +66,7 @@ def read_name(path: PurePosixPath, exercises: Sequence[str], inside: PurePosixPa
         return named
     for part in (stem_of(inside.name), *reversed(inside.parts[:-1])):
         if found := _matches(part, exercises):
-            return Named(tuple(found), *_identity(named))
+            return replace(named, exercises=tuple(found))
     return named
 
 
@@ -140,11 +141,8 @@ def _read_outer(path: PurePosixPath, exercises: Sequence[str]) -> Named:
     rest = "_".join(sides)
     if not rest:
         raise ValueError("there is no student in the name")
-    return Named(told, tuple(dict.fromkeys((rest, _PERHAPS_AGAIN.sub("", rest), *sides))), "flat", version=(0, again))
-
-
-def _identity(named: Named) -> tuple[tuple[str, ...], str, str, bool, tuple[int, int], datetime | None]:
-    return named.people, named.layout, named.number, named.late, named.version, named.time
+    people = tuple(dict.fromkeys((rest, _PERHAPS_AGAIN.sub("", rest))))
+    return Named(told, people, "flat", version=(0, again), sides=sides if len(sides) > 1 else ())
 
 
 def _of_an_lms(part: str) -> bool:
@@ -178,7 +176,7 @@ def _exercise_in(
             continue
         if level:
             return tuple(matches), _sides(stem), again
-        start, end = next(iter(matches.values()))
+        start, end = min(span[0] for span in matches.values()), max(span[1] for span in matches.values())
         after = stem[end:]
         if len(matches) == 1 and (found := _SURELY_AGAIN.fullmatch(after)) is not None:
             after, again = "", max(again, int(found[1]))

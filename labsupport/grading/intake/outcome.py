@@ -64,7 +64,8 @@ class Collection:
 
 def _line(entry: Entry) -> str:
     who = f" ({entry.student})" if entry.student and entry.decision in ("left out", "ignored") else ""
-    return f"{_kind(entry):<10} {entry.source}{who}: {entry.reason}"
+    kind = _kind(entry)
+    return f"{kind:<10} {entry.source}{who}: {entry.reason.removeprefix(f'{kind}: ')}"
 
 
 def _kind(entry: Entry) -> str:

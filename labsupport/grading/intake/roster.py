@@ -37,7 +37,7 @@ class Student:
 
     @property
     def names(self) -> list[str]:
-        """Every name by which a file may mean this person; of the last kind, one may be right for somebody else."""
+        """Names by which a file may mean this person."""
         return [self.id, self.name, self.email, self.login, self.sis_id, self.canvas_id]
 
     @property
@@ -62,10 +62,10 @@ class Roster:
     def _comparisons(self) -> list[tuple[Callable[[str], str], dict[str, list[Student]]]]:
         """Ways to compare names, the strictest first; in each, whom a name means."""
         tables: list[tuple[Callable[[str], str], dict[str, list[Student]]]] = []
-        for key, turned in ((name_key, False), (loose_key, False), (loose_key, True), (plain_key, True)):
+        for key in (name_key, loose_key, plain_key):
             table: dict[str, list[Student]] = defaultdict(list)
             for student in self.students:
-                for name in {key(n) for n in student.names + student.turned_names * turned} - {""}:
+                for name in {key(n) for n in student.names + student.turned_names} - {""}:
                     table[name].append(student)
             tables.append((key, table))
         return tables
