@@ -69,7 +69,7 @@ class Check(ABC):
         if missing:
             return {"missing": missing[0]}
         shown = {key: value for key, value in inputs.items() if not key.startswith("_")}
-        with _silence():
+        with silence():
             return self.run({name: namespace[name] for name in self.needs}, shown)
 
     def verdict(self, inputs: Mapping[str, Any], values: Any) -> Verdict:
@@ -79,6 +79,8 @@ class Check(ABC):
                 raise Wrong(
                     f"there is no function {values['missing']}: run the answer cell that defines it", attempted=False
                 )
+            if isinstance(values, dict) and "malformed" in values:
+                raise Wrong("your code wrote something into the check's channel that is no message")
             self.judge(inputs, values)
         except Wrong as wrong:
             return Verdict(False, self._failed(str(wrong)), 0, wrong.attempted)
@@ -126,7 +128,7 @@ class Exercise:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Drop what is printed, warned or displayed: an answer that prints may be right, and nbval compares output."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:

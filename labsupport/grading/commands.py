@@ -24,7 +24,7 @@ def grade(
     workers: Annotated[int, typer.Option(min=1, help="Submissions graded at the same time.")] = 1,
     dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Send the work to this Dask scheduler.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the checks' inputs; default: the one kept in OUT.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds per submission.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds of processor time per submission.")] = 60.0,
     course: Annotated[Path | None, typer.Option(help="The folder that holds exercises/; default: this one.")] = None,
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="Grade even where submissions cannot be isolated.")
@@ -92,7 +92,7 @@ def collect(
 
 def check(
     notebook: Annotated[Path, typer.Argument(help="Your saved notebook, such as exercises/ex04_gptq.ipynb.")],
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that the notebook may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of processor time that the notebook may take.")] = 60.0,
     again: Annotated[bool, typer.Option("--again", help="Run it even if its answers have not changed.")] = False,
 ) -> None:
     """Print exactly what grading with the public seed says of a notebook. Exits with 0 if all checks hold.

@@ -12,11 +12,13 @@ from typing import Any
 from labsupport import __version__
 from labsupport.checks import Check, Exercise, Verdict, exercise
 from labsupport.checks.plain import decode, encode
+from labsupport.checks.visited import VisitedCheck
 from labsupport.grading.intake.helpers import why_missing
 from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
 from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
-from labsupport.grading.sandbox.limits import Limits
+from labsupport.grading.sandbox.limits import WALL, Limits
 from labsupport.grading.sandbox.shared import close_warm_processes, warm_process
+from labsupport.grading.sandbox.visitor import Visit
 from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
 
 __all__ = ["Job", "close_warm_processes", "digest", "grade_one", "is_current", "warm_process"]
@@ -101,14 +103,23 @@ class _Run:
         self.seconds = self.cpu_seconds = self.memory_bytes = 0.0
         encoded, self.inputs = _draw(job.exercise, job.seed)
         left = list(range(len(graded.checks)))
-        while left and self.seconds < job.timeout:
-            seconds = job.timeout - self.seconds
-            limits = Limits(seconds=seconds, seconds_a_step=min(seconds, max(job.timeout / 3, 1.0)))
+        while left and self.cpu_seconds < job.timeout and self.seconds < WALL * job.timeout:
+            seconds = min(job.timeout - self.cpu_seconds, job.timeout - self.seconds / WALL)
+            limits = Limits(seconds, min(seconds, max(job.timeout / 3, 1.0)), WALL)
+            visits = {i: self._visit(i) for i in left if isinstance(graded.checks[i], VisitedCheck)}
+            shown = {i: b"" if i in visits else encoded[i] for i in left}
             seen = None if watch is None else lambda i: watch(graded.checks[i].name) if i in encoded else None
-            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits, seen)
+            outcome = warm.run(submission.cells, job.exercise, shown, limits, visits, seen)
             left = self._take(outcome, left)
         for index in left:
-            self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
+            self.failures[index] = (
+                "timeout",
+                f"no time was left for it within {job.timeout:g} s, which other checks took",
+            )
+
+    def _visit(self, index: int) -> Visit:
+        check, inputs = self.graded.checks[index], self.inputs[index]
+        return lambda channel, hello: check.receive(channel, inputs, hello)  # type: ignore[attr-defined]
 
     def _take(self, outcome: Outcome, wanted: list[int]) -> list[int]:
         """Record the results of the checks; return those that a fresh run may still get to."""
@@ -131,7 +142,9 @@ class _Run:
         reached = [index for index in left if index in outcome.started]
         cause = _cause(outcome)
         if not reached:  # a cell of the notebook ended it, and would again
-            self.failures |= dict.fromkeys(left, (cause[0], f"{cause[1]} while its cells ran"))
+            running = self.submission.cells[len(outcome.cells) : len(outcome.cells) + 1]
+            where = f"while cell {running[0][0]} ran" if running else "while its cells ran"
+            self.failures |= dict.fromkeys(left, (cause[0], one_line(f"{cause[1]}, {where}")))
             return []
         self.failures[reached[0]] = cause
         return [index for index in left if index != reached[0]]
@@ -199,8 +212,10 @@ def _failure_of(why: str) -> tuple[str, str]:
 def _cause(outcome: Outcome) -> tuple[str, str]:
     """Status and reason of a run that was cut short."""
     if outcome.ended:
+        call = f" in {one_line(outcome.calling, 150)}" if outcome.calling else ""
         return {
-            "timeout": ("timeout", "your code took too long"),
+            "timeout": ("timeout", f"your code took too long{call}: it computed until its time was over"),
+            "asleep": ("timeout", f"your code took too long{call}: it hardly computed, and waited for something"),
             "memory": ("memory", "your code took too much memory"),
             "output": ("output limit", "your code printed too much"),
             "result": ("output limit", "your code sent too much"),

@@ -84,7 +84,7 @@ def test_what_one_function_does_costs_the_other_nothing(code: str, status: str, 
 def test_a_cell_that_ends_the_process_ends_all_checks_at_once() -> None:
     row = grade_one(job_of({"answer-quantize": "import os; os._exit(0)", "answer-dequantize": RIGHT}))
     assert row.status == "exited" and row.score == 0
-    assert "while its cells ran" in row.message
+    assert ", while cell answer-quantize ran" in row.message
 
 
 def test_a_syntax_error_is_named_and_counts_as_an_attempt() -> None:
@@ -112,9 +112,9 @@ def test_another_seed_draws_other_inputs_and_does_not_show(monkeypatch) -> None:
     warm = jobs.warm_process((), True)
     run = warm.run
 
-    def listen(cells, name, inputs, limits, watch):
+    def listen(cells, name, inputs, limits, visits, watch):
         sent.append((cells, inputs))
-        return run(cells, name, inputs, limits, watch)
+        return run(cells, name, inputs, limits, visits, watch)
 
     monkeypatch.setattr(jobs, "warm_process", lambda *_: warm)
     monkeypatch.setattr(warm, "run", listen)

@@ -101,7 +101,7 @@ def _in_zip(archive: zipfile.ZipFile, name: str) -> Found:
         if reason:
             found.refused.append((where, reason))
         else:
-            unclear = remark if called != entry.filename or not called.isascii() else ""
+            unclear = _respelled(called, inside) or (remark if not called.isascii() else "")
             read = partial(_read, partial(archive.open, entry), where, budget)
             found.files.append(File(inside, where, _moment(entry), read, remark=unclear))
     return found
@@ -122,7 +122,7 @@ def _in_tar(archive: tarfile.TarFile, name: str) -> Found:
         else:
             modified = datetime.fromtimestamp(member.mtime).astimezone() if 0 < member.mtime < 2**33 else None
             read = partial(_read, partial(_member, archive, member), where, budget)
-            found.files.append(File(inside, where, modified, read))
+            found.files.append(File(inside, where, modified, read, remark=_respelled(called, inside)))
     return found
 
 
@@ -135,6 +135,11 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def _path(called: str) -> PurePosixPath:
     return PurePosixPath("/".join(mended(part) for part in called.replace("\\", "/").split("/")))
+
+
+def _respelled(called: str, inside: PurePosixPath) -> str:
+    slashes = called.replace("\\", "/")
+    return "" if PurePosixPath(slashes) == inside else f"its name was not readable and is taken as {inside}"
 
 
 def _require_few(count: int) -> None:

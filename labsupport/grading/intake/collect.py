@@ -68,10 +68,9 @@ def collect(
 
 
 def _carry_out(plan: Plan, out: Path) -> None:
-    for before, after in plan.renamed:
-        if (out / before).is_dir():
-            os.rename(out / before, out / after)
-    for before, after in plan.moved:
+    for after, before in plan.folders.renamed.items():
+        os.rename(out / before, out / after)
+    for after, before in plan.folders.moved.items():
         (out / after).parent.mkdir(parents=True, exist_ok=True)
         os.rename(out / before, out / after)
         if not any((out / before).parent.iterdir()):

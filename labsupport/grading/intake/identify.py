@@ -15,6 +15,7 @@ from labsupport.grading.intake.spelling import plain_key
 class Identity:
     student: str
     remark: str = ""  # what was guessed
+    suffix: str = ""  # of the folder, where the name is not enough
 
 
 class TestStudent(ValueError):
@@ -35,7 +36,9 @@ def identify(named: Named, roster: Roster | None, attempts: Mapping[str, Attempt
     if named.layout == "gradescope":
         people = _submitter(named, attempts)
     if roster is None:
-        return Identity(_unlisted(named, people, namesakes))
+        if named.layout == "canvas":
+            return Identity("_".join(reversed(people)))  # doejane_1234: the number makes it unique
+        return Identity(people[0], suffix=f"_{named.number}" * namesakes)
     if named.layout == "canvas":
         return Identity(*_by_canvas_number(named, roster))
     if named.layout == "moodle" and roster.by_moodle_id:
@@ -49,12 +52,6 @@ def identify(named: Named, roster: Roster | None, attempts: Mapping[str, Attempt
     if student is None:
         raise ValueError(f"{(people or named.people)[0]!r} is not on the roster")
     return Identity(student.id)
-
-
-def _unlisted(named: Named, people: tuple[str, ...], namesakes: bool) -> str:
-    if named.layout == "canvas":
-        return "_".join(reversed(people))  # doejane_1234: the number makes it unique
-    return f"{people[0]}_{named.number}" if namesakes else people[0]
 
 
 def _by_canvas_number(named: Named, roster: Roster) -> tuple[str, str]:

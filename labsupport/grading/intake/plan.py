@@ -15,6 +15,7 @@ from pathlib import Path
 
 from labsupport.grading.intake.candidates import Candidate
 from labsupport.grading.intake.folder_name import folder_of, name_of
+from labsupport.grading.intake.folders import Folders, move_namesakes, read_folders, suffix_of
 from labsupport.grading.intake.history import Entry, latest
 from labsupport.grading.intake.identify import TestStudent, identify
 from labsupport.grading.intake.roster import Roster
@@ -23,11 +24,10 @@ from labsupport.grading.intake.spelling import name_key
 
 @dataclass
 class Plan:
-    """`entries` are the rows for the log; the rest is what has to be done, in this order, with paths below ``out``."""
+    """`entries` are the rows for the log; the rest has to be done: `folders`, then `copies` to paths there."""
 
+    folders: Folders
     entries: list[Entry] = field(default_factory=list)
-    renamed: list[tuple[str, str]] = field(default_factory=list)  # folders
-    moved: list[tuple[str, str]] = field(default_factory=list)
     copies: list[tuple[Candidate, str]] = field(default_factory=list)
 
 
@@ -39,13 +39,11 @@ def make_plan(
     deadline: datetime | None,
     run: str,
 ) -> Plan:
-    plan = Plan()
     there = latest(old)
+    folders = read_folders(out, there)
+    plan = Plan(folders)
     numbers = _numbers(candidates, there)
-    if roster is None:
-        _move_namesakes(plan, there, numbers, out, run)
-    versions: dict[tuple[str, str], list[tuple[Entry, Candidate]]] = defaultdict(list)
-    spellings = _spellings(there, out)
+    found: list[tuple[Entry, Candidate, str, str]] = []
     for candidate in candidates:
         named = candidate.named
         entry = Entry(
@@ -65,27 +63,29 @@ def make_plan(
         except ValueError as error:
             plan.entries.append(replace(entry, reason=f"unknown: {error}", look="look"))
             continue
-        student = identity.student if "~" in folder else name_of(folder)
-        spellings.setdefault(name_key(student), set()).add(student)
+        name = identity.student if "~" in folder else name_of(folder)
+        folders.spellings[name_key(name)].add(name)
         remarks = [*candidate.remarks, *([identity.remark] if identity.remark else [])]
-        entry = replace(entry, student=student, reason="; ".join(remarks), look="look" * candidate.look)
+        entry = replace(entry, reason="; ".join(remarks), look="look" * candidate.look)
+        found.append((entry, candidate, name, identity.suffix))
+    folders.rename()
+    if roster is None:
+        plan.entries += move_namesakes(folders, there, numbers, run)
+    versions: dict[tuple[str, str], list[tuple[Entry, Candidate]]] = defaultdict(list)
+    for entry, candidate, name, suffix in found:
+        student = folders.student(name, suffix)
+        entry = replace(entry, student=student, folder=folder_of(student))
         versions[entry.target].append((entry, candidate))
     for target in sorted(versions):
-        student = min(spellings[target[0]])
-        _rename(plan, spellings[target[0]], student, out)
-        folder = folder_of(student)
-        group = [(replace(entry, student=student, folder=folder), c) for entry, c in versions[target]]
-        _decide(plan, group, there.get(target), out)
+        _decide(plan, versions[target], there.get(target))
     return plan
 
 
-def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | None, out: Path) -> None:
+def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | None) -> None:
     """Which of the versions of one exercise of one student is to be there."""
     exercise, folder = group[0][0].exercise, group[0][0].folder
     path = f"{folder}/{exercise}.ipynb"
-    before = dict((after, old) for old, after in plan.renamed).get(folder, folder)
-    moved_here = dict((after, old) for old, after in plan.moved)
-    present = _digest(out / moved_here.get(path, f"{before}/{exercise}.ipynb"))
+    present = _digest(plan.folders.now(path))
     group.sort(key=lambda pair: (pair[1].version, pair[1].digest))
     winner, candidate = group[-1]
     known = current is not None and present is not None and current.digest in ("", present)
@@ -132,49 +132,9 @@ def _numbers(candidates: Sequence[Candidate], there: dict[tuple[str, str], Entry
             numbers[candidate.exercise, name_key(candidate.named.person)].add(candidate.named.number)
     for entry in there.values():
         if entry.number:
-            person = entry.student.removesuffix(f"_{entry.number}")
+            person = entry.student.removesuffix(suffix_of(entry))
             numbers[entry.exercise, name_key(person)].add(entry.number)
     return numbers
-
-
-def _move_namesakes(
-    plan: Plan, there: dict[tuple[str, str], Entry], numbers: dict[tuple[str, str], set[str]], out: Path, run: str
-) -> None:
-    """Files of a person whose namesake was not known when they were collected go to a folder with the number."""
-    for target, entry in list(there.items()):
-        if not entry.number or len(numbers[entry.exercise, target[0]]) < 2:
-            continue
-        student = f"{entry.student}_{entry.number}"
-        before, after = (f"{folder}/{entry.exercise}.ipynb" for folder in (entry.folder, folder_of(student)))
-        if (out / before).is_file() and not (out / after).exists():
-            why = f"{entry.student!r} is the name of several participants"
-            row = replace(
-                entry, run=run, source=before, student=student, folder=folder_of(student), decision="moved", reason=why
-            )
-            plan.moved.append((before, after))
-            plan.entries.append(row)
-            there[row.target] = row
-            del there[target]
-
-
-def _spellings(there: dict[tuple[str, str], Entry], out: Path) -> dict[str, set[str]]:
-    """Key of a name -> how it is spelled in the folders that are there: "Alice" and "alice" are one student."""
-    long = {entry.folder: entry.student for entry in there.values()}
-    found: dict[str, set[str]] = {}
-    for folder in sorted(path for path in out.glob("*/")):
-        student = name_of(folder.name, long)
-        found.setdefault(name_key(student), set()).add(student)
-    return found
-
-
-def _rename(plan: Plan, spellings: set[str], student: str, out: Path) -> None:
-    """One folder for all spellings, called by the first of them in the alphabet, whichever came first."""
-    for other in sorted(spellings - {student}):
-        if (out / folder_of(other)).is_dir() and not (out / folder_of(student)).exists():
-            pair = (folder_of(other), folder_of(student))
-            if pair not in plan.renamed:
-                plan.renamed.append(pair)
-            return
 
 
 def _digest(path: Path) -> str | None:

@@ -20,13 +20,14 @@ class SandboxError(RuntimeError):
 class Outcome:
     """What a run gave. Everything except ``ended``, ``exit_code`` and the measurements comes from untrusted code."""
 
-    ended: str  # "" if it ended by itself, else why the supervisor ended it: "timeout", "memory", "output", ...
+    ended: str  # "" if it ended by itself, else why the supervisor ended it: "timeout", "asleep", "memory", ...
     exit_code: int  # negative: the signal
     done: bool  # all cells and checks have run
     cells: dict[int, str | None] = field(default_factory=dict)  # position -> the error that it ended with
     values: dict[int, bytes] = field(default_factory=dict)  # index of a check -> encoded values
     failures: dict[int, str] = field(default_factory=dict)  # index of a check -> why there are no values
     started: tuple[int, ...] = ()  # checks, in order
+    calling: str = ""  # the call that was cut short, if that is known
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
@@ -54,6 +55,7 @@ def outcome_of(frames: list[tuple[bytes, int, bytes]]) -> Outcome:
         values=dict(sent.get(kernel.VALUES, [])),
         failures={index: data.decode(errors="replace") for index, data in sent.get(kernel.NO_VALUES, [])},
         started=tuple(index for index, _ in sent.get(kernel.STARTED, [])),
+        calling="".join(data.decode(errors="replace") for _, data in sent.get(kernel.CALLING, [])[:1]),
         seconds=found["seconds"],
         cpu_seconds=found["cpu_seconds"],
         memory_bytes=found["memory_bytes"],
