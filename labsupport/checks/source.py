@@ -23,7 +23,7 @@ def syntax_error(source: str) -> str | None:
 
     None also where it is not known: the source is too long, or holds what only IPython understands.
     """
-    if len(source) > MAX_BYTES or _ONLY_IN_NOTEBOOKS.search(source):
+    if len(source) > MAX_BYTES or "\0" in source or _ONLY_IN_NOTEBOOKS.search(source):
         return None
     try:
         with warnings.catch_warnings():

@@ -28,7 +28,7 @@ class CheckDouble(Check):
         return {"x": 4}
 
     def run(self, answer, inputs):
-        return call(answer["double"], inputs["x"])
+        return call(answer["double"], inputs["x"])[0]
 
     def judge(self, inputs, values) -> None:
         if returned(values, "4") != 8:
@@ -109,7 +109,8 @@ def notebook(*cells: tuple[str, list[str]]) -> str:
 
 @pytest.mark.parametrize("known_by", ["session", "vscode", "name"])
 def test_an_answer_below_that_has_not_run_is_found_in_the_saved_notebook(shell, tmp_path, monkeypatch, known_by):
-    name = "test_history (1).ipynb" if known_by == "name" else "mine.ipynb"  # of the module, as for an exercise
+    module = CheckDouble.__module__.split(".")[0]  # of an exercise's checks, it is the notebook's name
+    name = f"{module} (1).ipynb" if known_by == "name" else "mine.ipynb"
     (tmp_path / name).write_text(notebook((STUB, ["answer"]), (RUN, ["check"]), (RIGHT, [])))
     (tmp_path / "another.ipynb").write_text("{")
     if known_by == "session":

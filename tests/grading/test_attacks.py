@@ -25,6 +25,7 @@ from labsupport.grading import grade as grading
 from labsupport.grading import job as jobs
 from labsupport.grading.grade import grade
 from labsupport.grading.reports.results import Row
+from labsupport.grading.sandbox import shared
 from labsupport.grading.sandbox.limits import LEVELS
 from labsupport.grading.sandbox.warm import SandboxError, WarmProcess
 
@@ -87,7 +88,7 @@ def grade_a_class(world: World, names: list[str], level: str) -> tuple[World, di
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("ATTACK_SECRET", "attack-secret")
         patch.setenv("HOME", str(world.home))
-        patch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level=level))
+        patch.setattr(shared, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level=level))
         patch.setattr(jobs, "WALL", 1.0)  # some attacks only wait
         for number, name in enumerate(names):
             ATTACKS[name].write(world, f"attack-{name}")
@@ -174,7 +175,7 @@ def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> No
     world = World(tmp_path / "world")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(jobs, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level="none"))
+    monkeypatch.setattr(shared, "WarmProcess", lambda hidden, unsafe: WarmProcess(hidden, level="none"))
     seen: list[str] = []
 
     def graded_and_watched(job: jobs.Job) -> Row:

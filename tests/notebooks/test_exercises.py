@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
 
 RIGHT = {
-    "ex01_int8_symmetric": ["multiplies by the inverse in float64, floor of 1e-5, prints and warns", "numpy inside"],
+    "ex01_int8_symmetric": ["multiplies by the inverse in float64, floor of 1e-8, prints and warns", "numpy inside"],
     "ex02_kv_cache_size": ["math.prod, divmod", "keys and values apart, layer by layer, printed"],
     "ex03_mha_vs_gqa": ["layers that hold no memory, counted", "head by head, printed"],
     "ex04_gptq": ["optimal brain surgeon: the inverse downdated after each column", "the course's own GPTQ"],

@@ -65,7 +65,7 @@ def _large_and_small(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     spread = torch.linspace(-1, 1, 32, dtype=torch.float32)
     large = torch.stack([spread[torch.randperm(32, generator=generator)] for _ in range(16)])
-    ends = 2.0 * torch.randint(2, (16, 32), generator=generator) - 1
+    ends = 2 * torch.randint(2, (16, 32), generator=generator).float() - 1
     size = torch.tensor([5.0, 1.0], dtype=torch.float64).repeat_interleave(32)
     same = 0.97 * torch.eye(32, dtype=torch.float64).repeat(2, 2)
     return [torch.cat([large, ends], 1), exact_inputs(same.fill_diagonal_(1) * size[:, None] * size)]
