@@ -145,10 +145,11 @@ def _other(run: str, file: File, path: PurePosixPath, exercises: Sequence[str], 
     try:
         named = read_name(path, exercises, file.inside)
         person = named.person if path.parts[:-1] or named.exercises or named.layout != "flat" else ""
+        exercise = named.exercises[0] if len(named.exercises) == 1 else ""
     except ValueError:
-        person = ""
+        person = exercise = ""
     if isinstance(problem, _NotANotebook) and not problem.look:
-        return Entry(run, file.origin, person, "", "ignored", str(problem))
+        return Entry(run, file.origin, person, exercise, "ignored", str(problem))
     kind = "unknown" if isinstance(problem, ValueError) else "refused"
     return Entry(run, file.origin, person, "", "left out", f"{kind}: {problem}", "look")
 

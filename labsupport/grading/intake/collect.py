@@ -80,15 +80,22 @@ def _carry_out(plan: Plan, out: Path) -> None:
 
 
 def _about_students(entries: list[Entry], out: Path) -> list[Entry]:
-    """The same rows; a file that is no notebook is worth a look if its student has handed in no notebook."""
-    have = {entry.target[0] for entry in entries if entry.decision != "left out" and entry.exercise}
+    """The same rows; a file that is no notebook is worth a look if its student has handed in no notebook.
+
+    If its name tells an exercise, it is if there is no notebook for that one: "ex02.pdf" beside "ex01.ipynb".
+    """
+    have = {entry.target for entry in entries if entry.decision != "left out" and entry.digest}
+    people = {person for person, _ in have}
 
     def seen(entry: Entry) -> Entry:
-        if entry.decision != "ignored" or not entry.student or entry.target[0] in have:
+        if entry.decision != "ignored" or not entry.student or entry.digest:
             return entry
-        if any((out / folder_of(entry.student)).glob("*.ipynb")):
+        if entry.target in have if entry.exercise else entry.target[0] in people:
             return entry
-        why = f"unknown: {entry.reason}, and {entry.student} has no notebook"
+        if any((out / folder_of(entry.student)).glob(f"{entry.exercise or '*'}.ipynb")):
+            return entry
+        lacking = f"no notebook for {entry.exercise}" if entry.exercise else "no notebook"
+        why = f"unknown: {entry.reason}, and {entry.student} has {lacking}"
         return replace(entry, decision="left out", look="look", reason=why)
 
     return [seen(entry) for entry in entries]

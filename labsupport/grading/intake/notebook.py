@@ -99,11 +99,12 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     own = [(number, cell.source) for number, cell in enumerate(theirs, start=1)
            if cell.source not in taken and cell.source not in exercise.sources]  # fmt: skip
     helpers = choose_helpers(own, [*answers.values(), *moved], [*exercise.setup.values()])
-    if helpers.chosen:
-        notes.append(f"{len(helpers.chosen)} of your own cells ran too: your answers use names that they define")
+    if ran := len(helpers.chosen) + len(helpers.after):
+        notes.append(f"{ran} of your own cells ran too: your answers use names that they define")
     cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers.chosen))]
     cells += answers.items()
     cells += [(f"moved-{i}", source) for i, source in enumerate(moved)]  # last: what the answer cell left as a stub
+    cells += [(f"after-{i}", source) for i, source in enumerate(helpers.after)]
     if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
         raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
     written = [source for name, source in cells if name not in exercise.setup]

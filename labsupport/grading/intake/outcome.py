@@ -43,7 +43,7 @@ class Collection:
             for e in self.kept
             if e.late
         ]
-        lines += [_line(entry) for entry in self.entries if entry.decision != "kept" or entry.reason]
+        lines += [_line(entry) for entry in self.entries if entry.reason]
         lines += [f"nothing    {student}: no submission in these sources" for student in self.missing]
         untimed = sum(not entry.handed_in for entry in self.kept)
         if self.deadline is not None and untimed:

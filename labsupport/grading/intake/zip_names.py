@@ -67,6 +67,7 @@ def _encoding(names: Iterable[bytes]) -> tuple[str, str]:
     best = min(found, key=lambda encoding: costs[encoding], default="latin-1")
     rivals = [e for e in found if costs[e] == costs.get(best) and any(n.decode(e) != n.decode(best) for n in names)]
     unsure = f", which may also be {' or '.join(rivals)}" if rivals else ""
+    unsure += ", but then they look wrong: ask for a zip with names in UTF-8" if costs.get(best, 1) else ""
     return best, f"the zip does not say how its names are encoded: read as {best}{unsure}"
 
 

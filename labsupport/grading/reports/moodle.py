@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labsupport.grading.intake.roster import Roster, Student
-from labsupport.grading.reports.csv_safe import write_csv
+from labsupport.grading.reports.csv_safe import guard, write_csv
 from labsupport.grading.reports.lms import Scores, scores_of
 from labsupport.grading.reports.results import Row
 
@@ -33,7 +33,7 @@ def write_moodle(path: Path, rows: Sequence[Row], roster: Roster | None = None) 
     columns, notes = {"Username": "id"}, list(table.notes)
     if roster is not None:
         columns = _identifying(people)
-        nameless = [p for p in people if not all(getattr(p, field) for field in columns.values()) or not columns]
+        nameless = [p for p in people if not all(_value(p, field) for field in columns.values()) or not columns]
         notes += [f"{p.id} has no e-mail address, user name or ID number on the roster" for p in nameless]
         people = [p for p in people if p not in nameless]
     _write(path, table, people, columns, table.exercises, roster)
@@ -72,13 +72,19 @@ def _write(
 
 def _identifying(people: Sequence[Student]) -> dict[str, str]:
     """The columns that tell everybody apart; if there is none, the one that most people have."""
-    values = {header: [v for p in people if (v := getattr(p, field))] for header, field in _IDENTITY.items()}
+    values = {header: [v for p in people if (v := _value(p, field))] for header, field in _IDENTITY.items()}
     distinct = {header: found for header, found in values.items() if found and len(set(found)) == len(found)}
     complete = {header: _IDENTITY[header] for header, found in distinct.items() if len(found) == len(people)}
     if complete or not distinct:
         return complete
     best = max(distinct, key=lambda header: len(distinct[header]))
     return {best: _IDENTITY[best]}
+
+
+def _value(person: Student, field: str) -> str:
+    """What identifies a person; nothing if a spreadsheet would run it, as it is then changed in the file."""
+    value = str(getattr(person, field))
+    return value if guard(value) == value else ""
 
 
 def _grade(table: Scores, person: Student, exercise: str, roster: Roster | None) -> int | float | str:

@@ -46,6 +46,32 @@ def test_cells_that_change_what_an_answer_uses_run_too(change):
     assert got[:2] == cells[:2] and "print(cfg)" not in got and "other['x'] = 1" not in got
 
 
+def test_cells_that_change_what_an_answer_defines_run_after_it():
+    cells = [
+        "def step(self):\n    return []",
+        "S.step = step",
+        "s = S()\ns.add(1)",
+        "S(3).add(1)",
+        "print(S)",
+        "other.x = 1",
+    ]
+    got = choose_helpers(list(enumerate(cells)), ["class S:\n    pass"], ["import torch"])
+    assert (got.chosen, got.after) == (tuple(cells[:1]), ("S.step = step",))
+    assert [source for _, source in got.left_out] == cells[2:]
+
+
+@pytest.mark.parametrize(("cells", "picked"), [
+    (["import torch\ntorch.set_default_dtype(torch.float64)", "torch.manual_seed(0)\nx = torch.randn(3)"], 1),
+    (["torch.save(1, 'x')", "torch.set_grad_enabled(False)\nprint(f(1))", "other.set_seed(0)"], 0),
+    (["%%writefile tools.py\ndef twice(x):\n    return 2 * x", "from tools import twice"], 2),
+    (["%%writefile other.py\ndef twice(x):\n    return 2 * x"], 0),
+    (["%time twice = make()"], 1), (["%pylab inline"], 1), (["%time make()"], 0),
+    (["async def load():\n    return 2", "twice = await load()"], 2), (["async with a as twice:\n    pass"], 1),
+])  # fmt: skip
+def test_settings_written_modules_timed_and_awaited_lines(cells, picked):
+    assert chosen(cells, "def f(x):\n    return torch.sum(twice(x))") == cells[:picked]
+
+
 def test_a_star_is_looked_into_only_if_a_name_is_missing():
     assert chosen(["from math import *"], "def f(x):\n    return sqrt(x)") == ["from math import *"]
     assert chosen(["from math import *"], "def f(x):\n    return x") == []
@@ -128,9 +154,11 @@ def test_what_works_in_ipython_works_when_it_is_graded():
         "%matplotlib inline\n!pip install --quiet seaborn\nfrom google.colab import drive\n"
         "drive.mount('/content/drive')\nimport seaborn_of_colab as sns\nimport numpy as np\nnp.prod?",
         "cfg = {}", "cfg['factor'] = 1", "cfg['factor'] += 1", "%no_such_magic\nfrom math import *",
-        "%%time\ndef half(x):\n    return x // 2",
+        "%%time\ndef half(x):\n    return x // 2", "%%writefile own_tools.py\ndef same(x):\n    return x",
+        "from own_tools import same", "import asyncio\nasync def slow():\n    return 1", "%time one = 1",
+        "two = one + await slow()",
     ]  # fmt: skip
-    row = graded(own, f"half(4) * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT}", "%pip install x\n")
+    row = graded(own, f"half(same(4)) * two // 2 * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT}", "%pip install x\n")
     assert passed(row) == FULL, [check.message for check in row.checks]
 
 

@@ -147,6 +147,12 @@ def test_people_whom_moodle_cannot_find_are_left_out_and_named(tmp_path, moodle)
     assert ("13", EX01) not in moodle.grades and moodle.grades["11", EX01] == "8"
 
 
+def test_what_a_spreadsheet_would_run_identifies_nobody(tmp_path, moodle):
+    roster = people(login=lambda s: "-rim" if s.id == "rim" else s.login, sis_id=lambda s: f"+{s.id}")
+    write_moodle(tmp_path / "moodle.csv", [row("jane"), row("rim")], roster)
+    assert (tmp_path / "moodle.csv").read_text().splitlines()[0].startswith(f"Full name,Email address,{EX01}")
+
+
 def test_where_grades_are_missing_moodle_gets_a_file_for_each_exercise(tmp_path, moodle):
     notes = write_moodle(tmp_path / "moodle.csv", [row("jane"), row("rim", EX02), row("rim")], people())
     assert "import the files in moodle/" in notes[0]
