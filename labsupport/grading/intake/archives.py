@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from labsupport.grading.intake import found as limits
 from labsupport.grading.intake.found import File, Found, Refused
@@ -29,7 +29,7 @@ _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError,
     RuntimeError, ValueError, KeyError, IndexError, OverflowError, MemoryError,
 )  # fmt: skip
-_UNPACKERS: tuple[tuple[bytes, Callable[[IO[bytes]], IO[bytes]]], ...] = (
+_UNPACKERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
     (b"BZh", lambda file: bz2.BZ2File(file)),
     (b"\xfd7zXZ\x00", lambda file: lzma.LZMAFile(file)),  # noqa: SIM115
@@ -68,7 +68,7 @@ def entries_of(archive: IO[bytes], name: str) -> Found:
         raise Refused(f"not a readable zip or tar: {error or type(error).__name__}") from None
 
 
-def _unpacked(archive: IO[bytes], unpack: Callable[[IO[bytes]], IO[bytes]]) -> IO[bytes]:
+def _unpacked(archive: IO[bytes], unpack: Callable[[Any], Any]) -> IO[bytes]:
     """What a compressed file holds, in a temporary file if it is large."""
     left = min(MAX_TOTAL, max(archive.seek(0, io.SEEK_END) * MAX_TAR_RATIO, 2**20))
     archive.seek(0)

@@ -147,7 +147,12 @@ def _student(fields: dict[str, str]) -> Student | None:
         given or fields.get("login") or fields.get("sis_id") or fields.get("email", "").partition("@")[0] or name
         or fields.get("moodle_id", "")
     )  # fmt: skip
-    return Student(identity, **{**fields, "name": name, "moodle_id": moodle_id}) if identity else None
+    if not identity:
+        return None
+    email, login, sis_id, canvas_id, section = (
+        fields.get(field, "") for field in ("email", "login", "sis_id", "canvas_id", "section")
+    )
+    return Student(identity, name, email, login, sis_id, canvas_id, section, moodle_id)
 
 
 def _told_apart(people: Sequence[Student]) -> list[Student]:

@@ -62,9 +62,10 @@ def write_canvas(
         login = person.login or (person.id if not person.canvas_id else "")  # an invented one may be somebody's
         names = (person.name or person.id, person.canvas_id, person.sis_id, login, person.section)
         lines.append([*names, *cells])
-    for line in roster.others if roster is not None and roster.is_canvas else ():
+    kept = roster if roster is not None and roster.is_canvas else Roster([])
+    for line in kept.others:
         if "Points Possible" not in line[0] and line[0].strip():  # the Test Student, as it was
-            lines.append([*_identity(roster, line), *(_kept(roster, line, column) for column in columns.values())])
+            lines.append([*_identity(kept, line), *(_kept(kept, line, column) for column in columns.values())])
     write_csv(path, [*IDENTITY, *columns.values()], lines)
     return notes
 

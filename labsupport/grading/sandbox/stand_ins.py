@@ -20,7 +20,7 @@ _SILENT = ("google.colab",)
 class StandIn(ModuleType):
     """A module of which everything can be imported and nothing used."""
 
-    __path__: tuple[str, ...] = ()
+    __path__: Any = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
