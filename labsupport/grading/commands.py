@@ -56,7 +56,7 @@ def grade(
 
 
 def collect(
-    sources: Annotated[list[Path], typer.Argument(help="Folders and zips, in any layout of docs/instructors.md.")],
+    sources: Annotated[list[Path], typer.Argument(help="Folders and archives, in any layout of docs/instructors.md.")],
     out: Annotated[Path, typer.Option(help="The folder to copy to, <student>/<exercise>.ipynb.")],
     roster: Annotated[
         Path | None, typer.Option(help="CSV of the class: your own, or an export of Canvas or Moodle.")
@@ -67,21 +67,26 @@ def collect(
     exercise: Annotated[
         str | None, typer.Option(help="Take all files for this exercise, whatever they are called.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done with each file; do nothing.")
+    ] = False,
 ) -> None:
     """Gather what was handed in. Exits with 1 if a file was left out that somebody should look at."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
-        from labsupport.checks import exercises
         from labsupport.grading.intake.collect import collect as collect_submissions
+        from labsupport.grading.intake.course import cell_ids, exercise_names
         from labsupport.grading.intake.roster import read_roster
 
-        if exercise is not None and exercise not in exercises():
-            raise ValueError(f"--exercise must be one of {', '.join(exercises())}, got {exercise!r}")
-        collection = collect_submissions(
-            sources, out, exercises(), read_roster(roster) if roster else None, _moment(deadline), exercise
-        )
-        typer.echo(str(collection))
+        names = exercise_names()
+        if exercise is not None and exercise not in names:
+            raise ValueError(f"--exercise must be one of {', '.join(names)}, got {exercise!r}")
+        people = read_roster(roster) if roster else None
+        collection = collect_submissions(sources, out, names, people, _moment(deadline), exercise, cell_ids(), dry_run)
+        if dry_run:
+            typer.echo(collection.table())
+        typer.echo(str(collection) + "\nnothing was written (--dry-run)" * dry_run)
         raise typer.Exit(0 if collection.complete else 1)
 
 
@@ -170,13 +175,33 @@ def export(
     roster: Annotated[
         Path | None, typer.Option(help="CSV of the class; default: GRADES/roster.csv, if it exists.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXERCISE=TITLE", help="Canvas's column of an exercise; no TITLE: leave it out."),
+    ] = None,
 ) -> None:
     """Rewrite all reports from the results: after editing overrides.csv, or with a roster for the LMS."""
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
+        if column:
+            _choose_columns(grades, column)
         _write_reports(grades, roster)
         typer.echo(f"written: grades.csv, class_report.html, canvas.csv, moodle.csv and feedback/ in {grades}")
+
+
+def _choose_columns(grades: Path, columns: list[str]) -> None:
+    from labsupport.grading.intake.course import exercise_names
+    from labsupport.grading.reports.canvas import read_chosen, write_chosen
+
+    chosen = read_chosen(grades)
+    for text in columns:
+        exercise, equals, title = text.partition("=")
+        found = [name for name in exercise_names() if exercise in (name, name.partition("_")[0])]
+        if not equals or not found:
+            raise ValueError(f'--column must be like "ex01=Homework 1 (4711)", got {text!r}')
+        chosen[found[0]] = title.strip()
+    write_chosen(grades, chosen)
 
 
 def _write_reports(grades: Path, roster: Path | None = None) -> list[Row]:
@@ -196,7 +221,8 @@ def _write_reports(grades: Path, roster: Path | None = None) -> list[Row]:
     except ValueError:  # not in the course's folder: similarity then compares the stubs' lines as well
         handed_out = {}
     stubs = {name: "\n\n".join(read_submission(data, data).answers.values()) for name, data in handed_out.items()}
-    write_reports(grades, rows, read_roster(roster) if roster else None, stubs)
+    for note in write_reports(grades, rows, read_roster(roster) if roster else None, stubs):
+        typer.echo(f"note: {note}", err=True)
     return rows
 
 

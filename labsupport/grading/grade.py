@@ -20,6 +20,8 @@ import labsupport
 from labsupport import __version__
 from labsupport.checks import exercise, exercises
 from labsupport.files import write_atomically
+from labsupport.grading.intake.folder_name import name_of
+from labsupport.grading.intake.history import long_names
 from labsupport.grading.intake.notebook import InvalidNotebook, read_file
 from labsupport.grading.job import Job, close_warm_processes, grade_one, is_current, warm_process
 from labsupport.grading.reports.overrides import FILE as OVERRIDES
@@ -68,7 +70,7 @@ def grade(
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
     pristine = read_exercises(course)
     read_overrides(out / OVERRIDES)  # better to know of a mistake in it before an hour of grading than after
-    seed = _seed(out) if seed is None else seed
+    seed = _seed(out, seed)
     results = Results(out)
     hidden = tuple(os.path.realpath(folder) for folder in (submissions, out, course or Path.cwd()))
     rows, jobs = [], []
@@ -113,6 +115,7 @@ def read_exercises(course: Path | str | None = None) -> dict[str, bytes]:
 
 def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[str, str, Path]]:
     """(student, exercise, path), by name. Links are not followed; files that are not a known exercise are reported."""
+    long, seen = long_names(folder), set()
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
             if entry.is_symlink() or entry.is_dir() or entry.name.endswith(".ipynb"):
@@ -123,7 +126,12 @@ def find_submissions(folder: Path, known: dict[str, bytes]) -> Iterator[tuple[st
             if name == file.name or file.name.startswith("."):
                 continue
             if name in known:
-                yield os.fsencode(entry.name).decode("utf-8", "backslashreplace"), name, Path(file.path)
+                student = name_of(os.fsencode(entry.name).decode("utf-8", "backslashreplace"), long)
+                if (student, name) in seen:
+                    print(f"left out: {one_line(entry.name)} is a second folder of {student}", file=sys.stderr)
+                    continue
+                seen.add((student, name))
+                yield student, name, Path(file.path)
             else:
                 print(f"left out: {one_line(entry.name)}/{one_line(file.name)} is not an exercise", file=sys.stderr)
 
@@ -169,11 +177,13 @@ def _unreadable(student: str, name: str, seed: int, why: str) -> Row:
     )
 
 
-def _seed(out: Path) -> int:
-    """That of an earlier run, so that it can be resumed; other users of the machine cannot read it."""
+def _seed(out: Path, given: int | None) -> int:
+    """The ``given`` one, else that of the first run, so that it can be resumed. Others cannot read the file."""
     path = out / SEED_FILE
     if not path.exists():
-        write_atomically(path, f"{secrets.randbelow(2**40)}\n", private=True)
+        write_atomically(path, f"{secrets.randbelow(2**40) if given is None else given}\n", private=True)
+    if given is not None:
+        return given
     try:
         return int(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -182,7 +192,13 @@ def _seed(out: Path) -> int:
 
 def _report(out: Path, rows: list[Row], pristine: dict[str, bytes]) -> None:
     from labsupport.grading.intake.notebook import read_submission
+    from labsupport.grading.reports.canvas import UnclearColumn
     from labsupport.grading.reports.write import write_reports
 
     stubs = {name: "\n\n".join(read_submission(data, data).answers.values()) for name, data in pristine.items()}
-    write_reports(out, rows, stubs=stubs)
+    try:
+        notes = write_reports(out, rows, stubs=stubs)
+    except UnclearColumn as problem:
+        notes = [f"{problem} (in `labsupport export`)"]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -13,6 +13,7 @@ from labsupport import __version__
 from labsupport.checks import Check, Exercise, Verdict, exercise
 from labsupport.checks.plain import decode, encode
 from labsupport.checks.visited import VisitedCheck
+from labsupport.grading.intake.helpers import why_missing
 from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
 from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
 from labsupport.grading.sandbox.limits import WALL, Limits
@@ -173,6 +174,8 @@ class _Run:
         attempted = verdict.attempted
         if not attempted and self.cell_errors and "there is no function" in message:
             message, attempted = one_line(because_of(message, self.submission, self.cell_errors)), True
+        if why := why_missing(message, self.submission.left_out):
+            message = one_line(f"{message}; {why}")
         return CheckResult(check.name, verdict.points, check.points, verdict.passed, message, attempted)
 
     def _status(self, failed: list[CheckResult]) -> str:

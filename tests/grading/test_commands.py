@@ -93,7 +93,7 @@ def test_export_leaves_out_rows_of_submissions_that_are_gone(graded):
     (["override", "{grades}", "alice", NAME, "3", "--reason", " "], "reason must not be empty"),
     (["override", "{empty}", "alice", NAME, "3", "--reason", "x"], "has no grades.csv"),
     (["export", "{empty}"], "has no results"),
-    (["collect", "{empty}/none", "--out", "{empty}/o"], "must be a folder or a zip"),
+    (["collect", "{empty}/none", "--out", "{empty}/o"], "must be a folder, a zip or a tar"),
     (["collect", "{empty}", "--out", "{other}", "--exercise", "ex99"], "--exercise must be one of"),
     (["collect", "{empty}", "--out", "{other}", "--deadline", "soon"], "--deadline must be a time like"),
     (["check", "{empty}/homework.ipynb"], "name must begin with one of"),

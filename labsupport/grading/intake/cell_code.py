@@ -10,6 +10,9 @@ import builtins
 import symtable
 
 from labsupport.checks.source import MAX_BYTES, UNPARSABLE
+from labsupport.grading.intake.magics import as_python
+
+_GIVEN = {*dir(builtins), "get_ipython", "display", "In", "Out", "_"}  # by Python and IPython
 
 
 def defined_names(source: str) -> set[str]:
@@ -23,11 +26,8 @@ def defined_names(source: str) -> set[str]:
 
 def defined_functions(source: str) -> set[str]:
     """Names of the functions and classes at the top level."""
-    if len(source) > MAX_BYTES:
-        return set()
-    try:
-        tree = ast.parse(source)
-    except UNPARSABLE:
+    tree = parse(source)
+    if tree is None:
         return set()
     return {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
 
@@ -39,7 +39,17 @@ def used_names(source: str) -> set[str]:
         return set()
     found = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
     found |= {s.get_name() for inner in _inside(table) for s in inner.get_symbols() if s.is_global()}
-    return found - set(dir(builtins))
+    return found - _GIVEN
+
+
+def parse(source: str) -> ast.Module | None:
+    """None if it does not parse."""
+    if len(source) > MAX_BYTES:
+        return None
+    try:
+        return ast.parse(as_python(source))
+    except UNPARSABLE:
+        return None
 
 
 def same_code(one: str, other: str) -> bool:
@@ -58,7 +68,7 @@ def _table(source: str) -> symtable.SymbolTable | None:
     if len(source) > MAX_BYTES:
         return None
     try:
-        return symtable.symtable(source, "<cell>", "exec")
+        return symtable.symtable(as_python(source), "<cell>", "exec")
     except UNPARSABLE:
         return None
 

@@ -1,41 +1,48 @@
-"""Whose file is this, and for which exercise? Its path tells.
+"""Whose file is this, and for which exercise? What its path says.
 
     ex01_int8_symmetric_alice.ipynb, alice_ex01.ipynb         flat
     alice/ex01_int8_symmetric.ipynb                           a folder per student
     submitted/alice/week1/ex01_int8_symmetric.ipynb           nbgrader
     Jane Doe_12345_assignsubmission_file_/ex01.ipynb          Moodle, "Download all submissions", as folders or not
     doejane_LATE_1234_5678_ex01_int8_symmetric-2.ipynb        Canvas, "Download submissions"
+    Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb    Blackboard; for Gradescope see `exports`
 
-Moodle's number identifies the participant within one assignment; Canvas's first number identifies the user in all
-courses, its second the file (mod/assign/locallib.php of Moodle, lib/content_zipper.rb of Canvas). LMSs and browsers add
-a suffix to the name of a file that is handed in or downloaded again: "-2", " (1)", "-Copy1".
+Moodle's number identifies the participant within one assignment, and a group's name and a hyphen may stand before the
+person's; Canvas's first number identifies the user in all courses, its second the file (mod/assign/classes/
+downloader.php of Moodle, lib/content_zipper.rb of Canvas).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import PurePosixPath
 
-_MOODLE = re.compile(r"^(?P<name>[^_]+)_(?P<id>\d+)_assignsubmission_\w+?(?:_(?P<file>.*))?$")
-_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>\d+)_(?P<file_id>\d+)_(?P<file>.+)$")
+from labsupport.grading.intake.copies import without_copy_marks
+from labsupport.grading.intake.exports import BLACKBOARD, GRADESCOPE, blackboard_time
+
+_MOODLE = re.compile(r"^(?P<name>[^_]+)_(?P<id>\d+)_assignsubmission_[a-z]+(?:_(?P<file>.*))?$", re.DOTALL)
+_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>\d+)_(?P<file_id>\d+)_(?P<file>.+)$", re.DOTALL)
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
-_AGAIN = re.compile(r"(?:[ _-]*\((\d{1,3})\)|-Copy(\d{0,3}))$", re.IGNORECASE)
 _PERHAPS_AGAIN = re.compile(r"(?:-|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
-_COPY_OF = re.compile(r"^copy[ _]of[ _]", re.IGNORECASE)  # Colab and Drive
+_SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
+_SEPARATORS = ' _-.,"“”„«»「」'
 
 
 @dataclass(frozen=True)
 class Named:
     """What a path says. ``people``: names of the student, the most reliable first."""
 
-    exercise: str
+    exercises: tuple[str, ...]  # that the name may mean; best only one
     people: tuple[str, ...]
-    layout: str  # flat | folder | nbgrader | moodle | canvas
-    number: str = ""  # Moodle's or Canvas's number of the person
+    layout: str  # flat | folder | nbgrader | moodle | canvas | blackboard | gradescope
+    number: str = ""  # the LMS's number of the person (Gradescope: of the submission)
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
+    time: datetime | None = None  # Blackboard's
+    sides: tuple[str, ...] = ()  # flat: what stands before and behind the exercise, if there is something on both sides
 
     @property
     def person(self) -> str:
@@ -43,32 +50,37 @@ class Named:
         return self.people[-1 if self.layout == "canvas" else 0]
 
 
-def read_name(path: PurePosixPath, exercises: Sequence[str]) -> Named:
-    """Read a path below the folder around all students (`wrapper`).
+def read_name(path: PurePosixPath, exercises: Sequence[str], inside: PurePosixPath | None = None) -> Named:
+    """Read a path below the folder around all students (`without_wrapper`).
 
     Students choose the names of files, and of folders inside their own, so only the leftmost name counts.
 
+    Args:
+        inside: of a file in an archive that a student handed in, its path in there; ``path`` is then the archive's.
+
     Raises:
-        ValueError: the name tells no exercise, or several, or no student.
+        ValueError: the name tells no student.
     """
-    parents, stem = path.parts[:-1], path.stem
-    moodle = next((found for part in parents if (found := _MOODLE.match(part))), None)
-    if moodle is None and (found := _MOODLE.match(stem)) and found["file"]:
-        moodle, stem = found, found["file"]
-    if moodle is not None:
-        exercise, _, again = _exercise_in(stem, (), exercises)
-        return Named(exercise, (moodle["name"],), "moodle", moodle["id"], version=(0, again))
-    canvas = _CANVAS_ANONYMOUS.match(stem) or _CANVAS.match(stem)
-    if canvas and not parents and _matches(canvas["file"], exercises) and not _matches(canvas["name"], exercises):
-        exercise, _, again = _exercise_in(canvas["file"], (), exercises)
-        people = tuple(name for name in (canvas["id"], canvas["name"]) if name)
-        return Named(exercise, people, "canvas", canvas["id"], bool(canvas["late"]), (int(canvas["file_id"]), again))
-    exercise, rest, again = _exercise_in(stem, parents[1:], exercises)
-    if parents:
-        return Named(exercise, (parents[0],), "nbgrader" if len(parents) == 2 else "folder", version=(0, again))
-    if not rest:
-        raise ValueError("there is no student in the name")
-    return Named(exercise, (rest, _PERHAPS_AGAIN.sub("", rest)), "flat", version=(0, again))
+    named = _read_outer(path, exercises)
+    if inside is None:
+        return named
+    for part in (stem_of(inside.name), *reversed(inside.parts[:-1])):
+        if found := _matches(part, exercises):
+            return replace(named, exercises=tuple(found))
+    return named
+
+
+def without_wrapper(
+    paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: bool = False
+) -> list[PurePosixPath]:
+    """The paths without the folders that enclose those of all students."""
+    skip = wrapper(paths, exercises, stamped)
+    inner = [PurePosixPath(*path.parts[skip:]) for path in paths]
+    if inner and not any(_of_an_lms(p.parts[0]) for p in inner) and all(
+        len(p.parts) > 1 and _of_an_lms(p.parts[1] if len(p.parts) > 2 else stem_of(p.name)) for p in inner
+    ):  # fmt: skip
+        return [PurePosixPath(*path.parts[1:]) for path in inner]  # several downloads, each in a folder of its own
+    return inner
 
 
 def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: bool = False) -> int:
@@ -90,38 +102,90 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
     return max(common - 1 - stamped, 0)  # the innermost common folder belongs to the only student
 
 
+def is_of_an_lms(path: PurePosixPath) -> bool:
+    """Whether an LMS wrote some part of this path."""
+    stem = stem_of(path.name)
+    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or bool(BLACKBOARD.match(stem) or _CANVAS.match(stem))
+
+
+def stem_of(name: str) -> str:
+    """A file's name without ``.ipynb`` and what may have been added to it, else without its last suffix."""
+    found = re.search(r"\.ipynb(?:[ (_.-].*)?$", name, re.IGNORECASE)
+    stem = name[: found.start()] if found else PurePosixPath(name).stem
+    copies = re.search(r"[ (_-].*", found[0]) if found else None  # "ex01.ipynb (1)"
+    return stem + (copies[0] if copies and re.search(r"\d", copies[0]) else "")
+
+
+def _read_outer(path: PurePosixPath, exercises: Sequence[str]) -> Named:
+    parents, stem = path.parts[:-1], stem_of(path.name)
+    moodle = _MOODLE.match(parents[0]) if parents else None
+    if not parents and (found := _MOODLE.match(stem)) and found["file"]:
+        moodle, stem = found, found["file"]
+    if moodle is not None:
+        told, _, again = _exercise_in(stem, parents[1:], exercises)
+        return Named(told, (moodle["name"],), "moodle", moodle["id"], version=(0, again))
+    if parents and (found := GRADESCOPE.match(parents[0])):
+        told, _, again = _exercise_in(stem, parents[1:], exercises)
+        return Named(told, (parents[0],), "gradescope", found[1], version=(0, again))
+    if not parents and (found := BLACKBOARD.match(stem)):
+        told, _, again = _exercise_in(found["file"] or "", (found["title"],), exercises)
+        return Named(told, (found["login"],), "blackboard", version=(0, again), time=blackboard_time(found["time"]))
+    canvas = _CANVAS_ANONYMOUS.match(stem) or _CANVAS.match(stem)
+    if canvas and not parents and not _matches(canvas["name"], exercises):
+        told, _, again = _exercise_in(canvas["file"], (), exercises)
+        people = tuple(name for name in (canvas["id"], canvas["name"]) if name)
+        return Named(told, people, "canvas", canvas["id"], bool(canvas["late"]), (int(canvas["file_id"]), again))
+    told, sides, again = _exercise_in(stem, parents[1:], exercises)
+    if parents:
+        return Named(told, (parents[0],), "nbgrader" if len(parents) == 2 else "folder", version=(0, again))
+    rest = "_".join(sides)
+    if not rest:
+        raise ValueError("there is no student in the name")
+    people = tuple(dict.fromkeys((rest, _PERHAPS_AGAIN.sub("", rest))))
+    return Named(told, people, "flat", version=(0, again), sides=sides if len(sides) > 1 else ())
+
+
+def _of_an_lms(part: str) -> bool:
+    return bool(_MOODLE.match(part) or GRADESCOPE.match(part))
+
+
 def _moodle_or_flat(paths: Sequence[PurePosixPath], exercises: Sequence[str]) -> bool:
     """Whether the names of these files, all in one folder, tell the students apart, so that the folder need not."""
-    if any(_MOODLE.match(part) for part in paths[0].parts[:-1]):
+    if any(_of_an_lms(part) for part in paths[0].parts[:-1]):
         return False
     told = set()
     for path in paths:
         try:
-            told.add(read_name(PurePosixPath(path.name), exercises).people)
+            named = read_name(PurePosixPath(path.name), exercises)
         except ValueError:
             return False
+        if not named.exercises and named.layout == "flat":
+            return False
+        told.add(named.people)
     return len(told) > 1
 
 
-def _exercise_in(stem: str, parents: Sequence[str], exercises: Sequence[str]) -> tuple[str, str, int]:
-    """The exercise, the rest of the stem, and the number of a file that was handed in again."""
-    stem = _COPY_OF.sub("", stem)
-    again = 0
-    while found := _AGAIN.search(stem):
-        stem, again = stem[: found.start()], max(again, int(next(filter(None, found.groups()), "1")))
+def _exercise_in(
+    stem: str, parents: Sequence[str], exercises: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The exercises that are named, what stands on both sides of that, and the number of a copy."""
+    stem, again = without_copy_marks(stem)
     for level, text in enumerate((stem, *reversed(parents))):
         matches = _matches(text, exercises)
-        if len(matches) > 1:
-            raise ValueError(f"the name may mean {' or '.join(sorted(matches))}")
-        for exercise, (start, end) in matches.items():
-            if level:
-                return exercise, stem.strip(" _-."), again
-            after = stem[end:]
-            if (found := _PERHAPS_AGAIN.fullmatch(after)) is not None:  # right after the exercise it is not a name
-                after, again = "", max(again, int(found[1]))
-            rest = "_".join(part for side in (stem[:start], after) if (part := side.strip(" _-.")))
-            return exercise, rest, again
-    raise ValueError("there is no exercise in the name")
+        if not matches:
+            continue
+        if level:
+            return tuple(matches), _sides(stem), again
+        start, end = min(span[0] for span in matches.values()), max(span[1] for span in matches.values())
+        after = stem[end:]
+        if len(matches) == 1 and (found := _SURELY_AGAIN.fullmatch(after)) is not None:
+            after, again = "", max(again, int(found[1]))
+        return tuple(matches), _sides(stem[:start], after), again
+    return (), _sides(stem), again
+
+
+def _sides(*texts: str) -> tuple[str, ...]:
+    return tuple(part for text in texts if (part := text.strip(_SEPARATORS)))
 
 
 def _matches(text: str, exercises: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -6,8 +6,8 @@ ignored. An answer cell is recognised, in this order, by its id; by the id that 
 what it defines. The last also applies when the cell, or one of its functions, was left as it was and the student wrote
 the functions in another cell (`placement`).
 
-A student's own cells run only if an answer uses a name that they define (an import, a helper). They run in the
-sandbox, so nothing is given away, and a right answer stays right.
+A student's own cells run only if an answer needs what they define or change (`helpers`). They run in the sandbox, so
+nothing is given away, and a right answer stays right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from labsupport.checks.source import syntax_error
-from labsupport.grading.intake.cell_code import defined_names, same_code, used_names
+from labsupport.grading.intake.cell_code import same_code
+from labsupport.grading.intake.helpers import choose_helpers
 from labsupport.grading.intake.placement import find_elsewhere
 
 MAX_FILE_BYTES = 20 * 2**20
@@ -49,6 +50,7 @@ class Submission:
     attempted: bool
     notes: tuple[str, ...] = ()
     syntax_errors: dict[str, str] = field(default_factory=dict)  # id -> where and why Python cannot read an answer
+    left_out: tuple[tuple[int, str], ...] = ()  # the student's own cells that do not run: number in the file, source
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,15 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     found, moved, notes = _find_answers(theirs, exercise)
     answers = {name: found.get(name, stub) for name, stub in exercise.stubs.items()}
     taken = {*found.values(), *moved}
-    own = [cell.source for cell in theirs if cell.source not in taken and cell.source not in exercise.sources]
-    helpers = _helpers(own, [*answers.values(), *moved], exercise.setup)
-    if helpers:
-        notes.append(f"{len(helpers)} of your own cells ran too: your answers use names that they define")
-    cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers)), *answers.items()]
+    own = [(number, cell.source) for number, cell in enumerate(theirs, start=1)
+           if cell.source not in taken and cell.source not in exercise.sources]  # fmt: skip
+    helpers = choose_helpers(own, [*answers.values(), *moved], [*exercise.setup.values()])
+    if ran := len(helpers.chosen) + len(helpers.after):
+        notes.append(f"{ran} of your own cells ran too: your answers use names that they define")
+    cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers.chosen))]
+    cells += answers.items()
     cells += [(f"moved-{i}", source) for i, source in enumerate(moved)]  # last: what the answer cell left as a stub
+    cells += [(f"after-{i}", source) for i, source in enumerate(helpers.after)]
     if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
         raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
     written = [source for name, source in cells if name not in exercise.setup]
@@ -107,7 +112,7 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
         notes.append("your code names the course's checks, or Python's table of modules; a person should read it")
     attempted = any(not same_code(source, exercise.stubs[name]) for name, source in answers.items())
     broken = {name: problem for name, source in cells[len(exercise.setup) :] if (problem := syntax_error(source))}
-    return Submission(tuple(cells), answers, attempted or bool(moved), tuple(notes), broken)
+    return Submission(tuple(cells), answers, attempted or bool(moved), tuple(notes), broken, helpers.left_out)
 
 
 def read_cells(data: bytes) -> list[Cell]:
@@ -205,17 +210,3 @@ def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, st
 def _is_given(cell: Cell, exercise: _Exercise) -> bool:
     """Whether it is a cell of the exercise as it was given out."""
     return cell.source in exercise.sources or any(same_code(cell.source, exercise.stubs.get(i, "")) for i in cell.ids)
-
-
-def _helpers(own: list[str], answers: list[str], setup: dict[str, str]) -> list[str]:
-    """The student's ``own`` cells that define a name which answers, or other helpers, use but do not define."""
-    given = set().union(*(defined_names(source) for source in (*setup.values(), *answers)))
-    missing = set().union(*(used_names(source) for source in answers)) - given
-    defines = [defined_names(source) - given for source in own]
-    chosen: set[int] = set()
-    while True:
-        new = {i for i, names in enumerate(defines) if names & missing and i not in chosen}
-        if not new:
-            return [own[i] for i in sorted(chosen)]
-        chosen |= new
-        missing |= set().union(*(used_names(own[i]) for i in new)) - given

@@ -7,34 +7,18 @@ student id, which names the folder of the submissions and the row of the grades.
 from __future__ import annotations
 
 import csv
+import io
 import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-# Column of the file (squashed) -> field. Canvas: gradebook export. Moodle: participants or grades export.
-_COLUMNS = {
-    "student": "student",
-    "name": "name",
-    "fullname": "name",
-    "firstname": "first_name",
-    "lastname": "last_name",
-    "surname": "last_name",
-    "email": "email",
-    "emailaddress": "email",
-    "username": "login",
-    "login": "login",
-    "sisloginid": "login",
-    "idnumber": "sis_id",
-    "sisid": "sis_id",
-    "sisuserid": "sis_id",
-    "id": "canvas_id",
-    "canvasid": "canvas_id",
-    "section": "section",
-}
-_MAX_NAME = 100  # characters of a folder's name
+from labsupport.grading.intake.roster_columns import fields_of, participant_number
+from labsupport.grading.intake.spelling import loose_key, name_key, plain_key
+
+_TEST_STUDENT = ("Student, Test", "Test Student")
 
 
 @dataclass(frozen=True)
@@ -48,26 +32,43 @@ class Student:
     sis_id: str = ""  # Moodle's "ID number", Canvas's "SIS User ID"
     canvas_id: str = ""
     section: str = ""
+    moodle_id: str = ""  # of the participant in one assignment: the grading worksheet's "Identifier"
+    cells: tuple[str, ...] = field(default=(), compare=False, repr=False)  # the person's line in the file
 
     @property
-    def aliases(self) -> set[str]:
-        """The squashed names by which a file name may mean this person."""
+    def names(self) -> list[str]:
+        """Names by which a file may mean this person."""
+        return [self.id, self.name, self.email, self.login, self.sis_id, self.canvas_id]
+
+    @property
+    def turned_names(self) -> list[str]:
+        """ "Jane Doe" -> "Doe Jane"."""
         words = self.name.replace(",", " ").split()
-        turned = [" ".join(words[i:] + words[:i]) for i in range(1, len(words))]  # "Jane Doe" -> "Doe Jane"
-        every = [self.id, self.name, self.email, self.login, self.sis_id, self.canvas_id, *turned]
-        return {squash(alias) for alias in every} - {""}
+        return [" ".join(words[i:] + words[:i]) for i in range(1, len(words))]
 
 
 @dataclass
 class Roster:
     students: list[Student]
     columns: tuple[str, ...] = ()  # the file's header; Canvas's includes the assignments
-    _by_alias: dict[str, list[Student]] = field(default_factory=lambda: defaultdict(list), repr=False)
+    is_canvas: bool = False
+    others: tuple[tuple[str, ...], ...] = ()  # lines of the file that are no student's: Points Possible, Test Student
 
-    def __post_init__(self) -> None:
-        for student in self.students:
-            for alias in student.aliases:
-                self._by_alias[alias].append(student)
+    @cached_property
+    def by_moodle_id(self) -> dict[str, Student]:
+        return {student.moodle_id: student for student in self.students if student.moodle_id}
+
+    @cached_property
+    def _comparisons(self) -> list[tuple[Callable[[str], str], dict[str, list[Student]]]]:
+        """Ways to compare names, the strictest first; in each, whom a name means."""
+        tables: list[tuple[Callable[[str], str], dict[str, list[Student]]]] = []
+        for key in (name_key, loose_key, plain_key):
+            table: dict[str, list[Student]] = defaultdict(list)
+            for student in self.students:
+                for name in {key(n) for n in student.names + student.turned_names} - {""}:
+                    table[name].append(student)
+            tables.append((key, table))
+        return tables
 
     def find(self, names: Iterable[str]) -> Student | None:
         """The student meant by the first of these ``names`` that is on the roster, or None.
@@ -75,72 +76,97 @@ class Roster:
         Raises:
             ValueError: that name means several people.
         """
-        for name in names:
-            found = self._by_alias.get(squash(name), []) if name else []
-            if len(found) > 1:
-                raise ValueError(f"{name!r} may be {' or '.join(sorted(student.id for student in found))}")
-            if found:
-                return found[0]
+        for name in filter(None, names):
+            for key, table in self._comparisons:
+                found = table.get(key(name), [])
+                if len(found) > 1:
+                    raise ValueError(f"{name!r} may be {' or '.join(sorted(student.id for student in found))}")
+                if found:
+                    return found[0]
         return None
 
-    def column_of(self, exercise: str) -> str:
-        """The file's column for an exercise, such as "Exercise 1: ex01 (4711)", else the exercise's own name."""
-        short = exercise.partition("_")[0]
-        hits = [column for column in self.columns if re.search(rf"(?i)(?<![a-z0-9]){re.escape(short)}(?!\d)", column)]
-        return hits[0] if len(hits) == 1 else exercise
+    def is_test_student(self, names: Iterable[str]) -> bool:
+        """Whether this is the student that Canvas makes for "Student View"."""
+        keys = {loose_key(cell) for line in self.others if _is_test_student(line) for cell in line[:2]} - {""}
+        return any(loose_key(name) in keys for name in names if name)
 
 
 def read_roster(path: Path) -> Roster:
     """Read a CSV with a header: `student` (and name, email, login, sis_id, canvas_id, section), or an LMS's export.
 
+    Cells may be separated by commas, semicolons or tabs.
+
     Raises:
         ValueError: its columns do not identify anybody, or two rows have the same student id.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--roster must be UTF-8, {path} is not: {error}") from None
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
-    rows = list(csv.reader(text.splitlines(), delimiter=delimiter))
-    if not rows:
-        raise ValueError(f"--roster must have a header, {path} is empty")
-    canvas = squash(rows[0][0]) == "student" and "ID" in (cell.strip() for cell in rows[0])
-    columns = {i: _COLUMNS[squash(cell)] for i, cell in enumerate(rows[0]) if squash(cell) in _COLUMNS}
-    if canvas:
+    header, *rows = _read_table(path)
+    canvas = plain_key(header[0]) in ("student", "lastname") and "ID" in (cell.strip() for cell in header)
+    columns = fields_of(header, rows)
+    if canvas and plain_key(header[0]) == "student":
         columns[0] = "name"  # Canvas's "Student" is "Doe, Jane"
-    people = [_student({columns[i]: cell.strip() for i, cell in enumerate(row) if i in columns}) for row in rows[1:]]
-    students = [person for person in people if person is not None]
-    ids = [student.id.casefold() for student in students]
-    doubled = sorted({student.id for student in students if ids.count(student.id.casefold()) > 1})
+    people, others = [], []
+    for row in rows:
+        cells = {columns[i]: cell.strip() for i, cell in enumerate(row) if i in columns}
+        person = None if canvas and (_is_test_student(row) or "Points Possible" in row[0]) else _student(cells)
+        if person is None and any(row):
+            others.append(tuple(row))
+        elif person is not None:
+            people.append(replace(person, cells=tuple(row)))
+    students = _told_apart(people) if "student" not in columns.values() else people
+    counts = Counter(name_key(student.id) for student in students)
+    doubled = sorted({student.id for student in students if counts[name_key(student.id)] > 1})
     if doubled:
         raise ValueError(f"--roster must name every student once, {path} has several of {', '.join(doubled)}")
     if not students:
-        raise ValueError(f"--roster needs a column student (or name, login, email), {path} has {', '.join(rows[0])}")
-    return Roster(students, tuple(rows[0]))
+        raise ValueError(f"--roster needs a column student (or name, login, email), {path} has {', '.join(header)}")
+    return Roster(students, tuple(header), canvas, tuple(others))
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--roster must be UTF-8, {path} is not: {error}") from None
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max(",;\t", key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    if rows and len(rows[0]) == 1 and rows[0][0].lower().startswith("sep="):  # a hint for Excel
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=rows[0][0][4:] or ";") if row][1:]
+    if not rows:
+        raise ValueError(f"--roster must have a header, {path} is empty")
+    return rows
 
 
 def _student(fields: dict[str, str]) -> Student | None:
     first, last = fields.pop("first_name", ""), fields.pop("last_name", "")
     name = fields.get("name") or f"{first} {last}".strip()
-    if name.startswith("Points Possible") or name == "Student, Test":  # rows that Canvas adds
-        return None
+    moodle_id = participant_number(fields.get("moodle_id", ""))
     given = fields.pop("student", "")
-    identity = given or fields.get("login") or fields.get("sis_id") or fields.get("email", "").partition("@")[0] or name
-    student_id = safe_name(identity)
-    return Student(student_id, **{**fields, "name": name}) if student_id else None
+    identity = (
+        given or fields.get("login") or fields.get("sis_id") or fields.get("email", "").partition("@")[0] or name
+        or fields.get("moodle_id", "")
+    )  # fmt: skip
+    if not identity:
+        return None
+    email, login, sis_id, canvas_id, section = (
+        fields.get(field, "") for field in ("email", "login", "sis_id", "canvas_id", "section")
+    )
+    return Student(identity, name, email, login, sis_id, canvas_id, section, moodle_id)
 
 
-def squash(text: str) -> str:
-    """``text`` without accents, case, spaces and punctuation, to compare names taken from file names."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return re.sub(r"[\W_]+", "", "".join(c for c in decomposed if not unicodedata.combining(c)).casefold())
+def _told_apart(people: Sequence[Student]) -> list[Student]:
+    """The same people, with longer ids for those whose ids are alike: the e-mail address, the participant's number."""
+    counts = Counter(name_key(person.id) for person in people)
+    return [
+        person
+        if counts[name_key(person.id)] == 1
+        else replace(person, id=person.email or f"{person.id}_{person.moodle_id}".rstrip("_"))
+        for person in people
+    ]
 
 
-def safe_name(text: str) -> str:
-    """``text`` as a folder name for any system: letters, digits and `_ . @ -`, with a letter or digit in front.
-
-    Empty if nothing is left.
-    """
-    kept = re.sub(r"[^\w.@-]+", "_", unicodedata.normalize("NFC", text.strip()))
-    name = re.sub(r"_{2,}", "_", kept).lstrip("._-@").rstrip("._")[:_MAX_NAME].rstrip("._")
-    return f"{name}_" if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name) else name
+def _is_test_student(line: Sequence[str]) -> bool:
+    """Canvas calls it "Student, Test" in English, and gives it a login of 40 hexadecimal digits in every language."""
+    named = bool(line) and line[0].strip() in _TEST_STUDENT and not (len(line) > 2 and line[2].strip())
+    return named or any(re.fullmatch(r"[0-9a-f]{40}", cell.strip()) for cell in line[2:5])

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from labsupport.files import write_atomically
 
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the full-width ones count in some locales
 
 
@@ -21,8 +24,16 @@ def guard(cell: object) -> object:
     """``cell`` as one printable line, prefixed with an apostrophe if it is a text that a spreadsheet would run."""
     if not isinstance(cell, str):
         return cell
-    line = "".join(c if c.isprintable() else " " for c in cell).strip()
+    line = printable(cell, " ").strip()
     return f"'{line}" if line.startswith(_STARTS) else line
+
+
+def printable(text: str, instead: str = "?") -> str:
+    """``text`` in one line, without characters that control a terminal or turn the direction of what follows.
+
+    Those that join letters stay: in Persian and in the scripts of India they are part of a name.
+    """
+    return "".join(instead if unicodedata.category(c) in _CONTROL or c in _TURNING else c for c in text)
 
 
 def unguard(cell: str) -> str:

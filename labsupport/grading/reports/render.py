@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labsupport.grading.reports import csv_safe
+
 
 def render(template: str, **values: object) -> str:
     """The whole document that ``templates/<template>`` makes of ``values``."""
@@ -21,7 +23,7 @@ def printable(value: object) -> object:
     """A text without the control characters and lone surrogates that no page may hold; anything else as it is."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # a macro's markup, in which every value was seen
         return value
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
+    return "".join(c if c in "\n\t" else csv_safe.printable(c, "\ufffd") for c in value)
 
 
 _ENVIRONMENT = Environment(

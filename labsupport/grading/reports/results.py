@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from labsupport.files import write_atomically
+from labsupport.grading.intake.folder_name import folder_of, name_of
 
 STATUSES = (
     "ok",  # full marks
@@ -85,16 +85,17 @@ class Results:
 
     def __iter__(self) -> Iterator[Row]:
         """All rows, by student and exercise."""
-        rows = (_read(path) for path in self.folder.glob("*/*.json"))
-        return iter(sorted((row for row in rows if row), key=lambda row: (row.student, row.exercise)))
+        read = ((path, _read(path)) for path in self.folder.glob("*/*.json"))
+        rows = [row for path, row in read if row and path == self.path(row.student, row.exercise)]
+        return iter(sorted(rows, key=lambda row: (row.student, row.exercise)))
 
 
 def file_name(name: str) -> str:
-    """``name`` as one path component: itself if it is harmless, else its harmless part and a hash."""
-    if re.fullmatch(r"[\w@+-][\w@+. -]{0,79}", name) and not name.endswith((" ", ".")):
-        return name
-    harmless = re.sub(r"[^A-Za-z0-9]+", "-", name)[:40].strip("-")
-    return f"{harmless}~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:12]}"
+    """``name`` as one path component, a different one for every name."""
+    folder = folder_of(name)
+    if name and name_of(folder) == name:
+        return folder
+    return f"{folder}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def fingerprint(seed: int) -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from labsupport.files import write_atomically
 from labsupport.grading.intake.roster import Roster, read_roster
+from labsupport.grading.reports.canvas import UnclearColumn, read_chosen, write_canvas
 from labsupport.grading.reports.class_report import class_page
 from labsupport.grading.reports.csv_safe import points, unguard, write_csv
 from labsupport.grading.reports.feedback import feedback_page
-from labsupport.grading.reports.lms import write_canvas, write_moodle
+from labsupport.grading.reports.moodle import write_moodle
 from labsupport.grading.reports.overrides import FILE as OVERRIDES
 from labsupport.grading.reports.overrides import apply_overrides, read_overrides
 from labsupport.grading.reports.results import Row, file_name
@@ -33,8 +34,8 @@ ROSTER = "roster.csv"
 
 def write_reports(
     out: Path, rows: Sequence[Row], roster: Roster | None = None, stubs: dict[str, str] | None = None
-) -> None:
-    """Write every report of ``rows`` into ``out``.
+) -> list[str]:
+    """Write every report of ``rows`` into ``out``. Returns notes on what the LMS's files leave out, and why.
 
     Args:
         roster: who is in the class, for the LMS's files; default: ``out/roster.csv``, if it exists.
@@ -42,6 +43,7 @@ def write_reports(
 
     Raises:
         ValueError: overrides.csv or roster.csv cannot be read; nothing is written then.
+        UnclearColumn: Canvas's column of an exercise is not clear; all but canvas.csv is written, which is removed.
     """
     out = Path(out)
     rows = apply_overrides(rows, read_overrides(out / OVERRIDES))
@@ -57,8 +59,12 @@ def write_reports(
     for student, theirs in by_student.items():
         write_atomically(out / "feedback" / f"{file_name(student)}.html", feedback_page(student, theirs))
     write_atomically(out / "class_report.html", class_page(rows, stubs))
-    write_canvas(out / "canvas.csv", rows, roster)
-    write_moodle(out / "moodle.csv", rows, roster)
+    notes = write_moodle(out / "moodle.csv", rows, roster)
+    try:
+        return write_canvas(out / "canvas.csv", rows, roster, read_chosen(out)) + notes
+    except UnclearColumn:
+        (out / "canvas.csv").unlink(missing_ok=True)  # an older one would be taken for the new one
+        raise
 
 
 def read_keys(out: Path) -> set[tuple[str, str]]:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import labsupport
 
-RUNS_INSIDE = ("__init__", "zygote", "supervisor", "processes", "kernel", "limits", "namespaces", "landlock", "linux")
+RUNS_INSIDE = (
+    "__init__", "zygote", "supervisor", "processes", "kernel", "stand_ins", "limits", "namespaces", "landlock", "linux",
+)  # fmt: skip
 OUTSIDE = ("judge", "inputs", "visit", "meet")  # methods of checks
 STAYS_OUTSIDE = ("visit.py", "recorder.py")  # of checks: who talks to an app that is hosted inside
 ABSTRACT = """

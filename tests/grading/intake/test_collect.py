@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import stat
+import unicodedata
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from labsupport.grading.intake import incoming
+from labsupport.grading.intake import archives, found, incoming
 from labsupport.grading.intake.collect import collect
+from labsupport.grading.intake.folder_name import folder_of, name_of
 from labsupport.grading.intake.names import read_name, wrapper
-from labsupport.grading.intake.roster import Roster, Student, read_roster, safe_name, squash
+from labsupport.grading.intake.outcome import Collection
+from labsupport.grading.intake.roster import Roster, Student, read_roster
+from labsupport.grading.intake.spelling import loose_key, name_key, plain_key
 
 EXERCISES = ["ex01_int8_symmetric", "ex02_kv_cache_size", "ex04_gptq", "ex10_later"]
 EX01, EX02, EX04 = EXERCISES[:3]
@@ -42,6 +46,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def left_out(collection: Collection, kind: str) -> dict[str, str]:
+    """Source -> why, of the files that were left out as "unknown" or "refused"."""
+    return {
+        entry.source: entry.reason.partition(": ")[2]
+        for entry in collection.left_out
+        if entry.reason.startswith(f"{kind}: ")
+    }
+
+
 # What a name says ----------------------------------------------------------------------------------------------------
 
 
@@ -66,7 +79,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 ])  # fmt: skip
 def test_a_path_says_whose_it_is(path, exercise, person):
     named = read_name(PurePosixPath(path), EXERCISES)
-    assert (named.exercise, named.person) == (exercise, person)
+    assert (named.exercises, named.person) == ((exercise,), person)
 
 
 @pytest.mark.parametrize(("path", "message"), [
@@ -77,9 +90,10 @@ def test_a_path_says_whose_it_is(path, exercise, person):
     ("alice_ex01_ex02.ipynb", "ex01_int8_symmetric or ex02_kv_cache_size"),
     ("alex01.ipynb", "no exercise"),  # part of a word
 ])  # fmt: skip
-def test_a_path_that_says_too_little_is_said_so(path, message):
-    with pytest.raises(ValueError, match=message):
-        read_name(PurePosixPath(path), EXERCISES)
+def test_a_path_that_says_too_little_is_said_so(tmp_path, path, message):
+    write(tmp_path / "in", path)
+    collection = collect([tmp_path / "in"], tmp_path / "out", EXERCISES)
+    assert message in left_out(collection, "unknown")[path] and not collection.complete
 
 
 @pytest.mark.parametrize(("path", "person"), [
@@ -114,12 +128,19 @@ def test_folders_around_the_students_are_known(paths, stamped, expected):
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("Jane  Doe", "Jane_Doe"), ("../../etc", "etc"), ("a/b\\c", "a_b_c"), (".hidden", "hidden"), ("-rf", "rf"),
-    ("=cmd()", "cmd"), ("CON", "CON_"), ("李雷", "李雷"), ("jane@uni.edu", "jane@uni.edu"), ("..", ""), ("\0\n", ""),
-    ("x" * 300, "x" * 100), ("jos\u0065\u0301", "jos\u00e9"),
+    ("Jane  Doe", "Jane  Doe"), ("../../etc", "%2E.%2F..%2Fetc"), ("a/b\\c", "a%2Fb%5Cc"), (".hidden", "%2Ehidden"),
+    ("-rf", "%2Drf"), ("=cmd()", "%3Dcmd()"), ("CON", "%43ON"), ("李雷", "李雷"), ("jane@uni.edu", "jane@uni.edu"),
+    ("..", "%2E%2E"), ("\0\n", "%00"), ("jos\u0065\u0301", "jos\u00e9"), ("राम", "राम"), ("50%", "50%25"),
+    ("Weiß", "Wei%C3%9F"), (" ", ""),
 ])  # fmt: skip
-def test_names_of_folders_are_harmless(name, expected):
-    assert safe_name(name) == expected
+def test_names_of_folders_are_harmless_and_can_be_undone(name, expected):
+    assert folder_of(name) == expected
+    assert not expected or name_of(expected) == unicodedata.normalize("NFC", name).strip()
+
+
+def test_a_name_that_is_too_long_for_a_file_system_is_cut_and_kept_apart():
+    one, other = folder_of("ก" * 300), folder_of("ก" * 301)
+    assert one != other and len(one.encode()) <= 200 and name_of(one, {one: "whole"}) == "whole"
 
 
 # Collecting ----------------------------------------------------------------------------------------------------------
@@ -137,7 +158,7 @@ def test_one_collection_from_every_layout(tmp_path):
     )
     assert collection.complete, str(collection)
     assert tree(tmp_path / "out") == {
-        "Jane_Doe/ex01_int8_symmetric.ipynb": b"moodle",
+        "Jane Doe/ex01_int8_symmetric.ipynb": b"moodle",
         "alice/ex01_int8_symmetric.ipynb": b"flat",
         "bob/ex01_int8_symmetric.ipynb": b"flat",
         "carol/ex01_int8_symmetric.ipynb": b"{}",
@@ -147,7 +168,7 @@ def test_one_collection_from_every_layout(tmp_path):
         "roejim_12/ex01_int8_symmetric.ipynb": b"canvas",
     }
     assert [s.student for s in collection.kept if s.late] == ["roejim_12"]
-    assert len(collection.ignored) == 1
+    assert [e.source for e in collection.entries if e.decision == "ignored"] == ["dave/notes.txt"]
 
 
 def test_collecting_again_changes_nothing_and_says_so(tmp_path):
@@ -158,7 +179,7 @@ def test_collecting_again_changes_nothing_and_says_so(tmp_path):
     write(tmp_path / "in", "bob_ex01.ipynb", data=b"better")
     again = collect([tmp_path / "in"], tmp_path / "out", EXERCISES)
     assert (target.stat().st_mtime_ns, target.stat().st_ino) == before
-    assert again.unchanged == 1 and again.replaced == ["bob/ex01_int8_symmetric"]
+    assert {e.student: e.decision for e in again.entries} == {"alice": "unchanged", "bob": "replaced"}
     assert (tmp_path / "out" / "bob" / "ex01_int8_symmetric.ipynb").read_bytes() == b"better"
 
 
@@ -175,8 +196,8 @@ def test_the_latest_of_several_is_kept_and_said(tmp_path):
     found = tree(tmp_path / "out")
     assert found["alice/ex01_int8_symmetric.ipynb"] == b"new"
     assert found["roejim_12/ex01_int8_symmetric.ipynb"] == b"third"
-    assert "alice_ex01 (1).ipynb" in str(collection) and "is left out, alice_ex01.ipynb" in str(collection)
-    assert len(collection.duplicates) == 3
+    assert "alice_ex01 (1).ipynb" in str(collection) and "an older version: alice_ex01.ipynb" in str(collection)
+    assert len([e for e in collection.left_out if "an older version" in e.reason]) == 3
 
 
 def test_late_ones_are_kept_and_reported(tmp_path):
@@ -212,7 +233,7 @@ def test_a_roster_finds_people_by_whatever_the_layout_says(tmp_path):
         "s1/ex01_int8_symmetric.ipynb", "s1/ex02_kv_cache_size.ipynb", "s1/ex04_gptq.ipynb", "s1/ex10_later.ipynb",
         "s2/ex02_kv_cache_size.ipynb",
     ]  # fmt: skip
-    assert dict(collection.unknown) == {
+    assert left_out(collection, "unknown") == {
         "ann_lee_ex01.ipynb": "'ann_lee' may be s3 or s4",
         "mallory_ex01.ipynb": "'mallory' is not on the roster",
     }
@@ -224,17 +245,19 @@ def test_namesakes_in_moodle_are_never_merged(tmp_path):
     zipped = make_zip(tmp_path / "m.zip", entries)
     collect([zipped], tmp_path / "out", EXERCISES)
     assert tree(tmp_path / "out") == {
-        "Ann_Lee_7/ex01_int8_symmetric.ipynb": b"7", "Ann_Lee_8/ex01_int8_symmetric.ipynb": b"8"
+        "Ann Lee_7/ex01_int8_symmetric.ipynb": b"7", "Ann Lee_8/ex01_int8_symmetric.ipynb": b"8"
     }  # fmt: skip
     listed = collect([zipped], tmp_path / "out2", EXERCISES, Roster([Student("s3", "Ann Lee")]))
-    assert listed.kept == [] and len(listed.unknown) == 2
+    assert listed.kept == [] and len(left_out(listed, "unknown")) == 2
 
 
 def test_an_lms_assignment_whose_files_have_any_name(tmp_path):
     zipped = make_zip(tmp_path / "c.zip", {"doejane_1_2_homework.ipynb": "a", "roejim_3_4_ex02.ipynb": "b"})
     collection = collect([zipped], tmp_path / "out", EXERCISES, exercise=EX01)
-    assert list(tree(tmp_path / "out")) == ["doejane_1/ex01_int8_symmetric.ipynb"]
-    assert "ex01_int8_symmetric or ex02_kv_cache_size" in collection.unknown[0][1]
+    assert tree(tmp_path / "out") == {
+        "doejane_1/ex01_int8_symmetric.ipynb": b"a", "roejim_3/ex01_int8_symmetric.ipynb": b"b"
+    }  # fmt: skip
+    assert collection.complete
 
 
 def test_two_spellings_of_a_name_are_one_folder(tmp_path):
@@ -254,7 +277,8 @@ def test_paths_that_leave_a_zip_are_refused_and_nothing_is_written_outside(tmp_p
     before = sorted(tmp_path.rglob("*"))
     collection = collect([zipped], tmp_path / "out", EXERCISES)
     assert tree(tmp_path / "out") == {"fine/ex01_int8_symmetric.ipynb": b"ok"}
-    assert len(collection.refused) == 5 and all("leaves the zip" in why for _, why in collection.refused)
+    refused = left_out(collection, "refused")
+    assert len(refused) == 5 and all("leaves the archive" in why for why in refused.values())
     outside = [path for path in tmp_path.rglob("*") if tmp_path / "out" not in (path, *path.parents)]
     assert sorted(outside) == before
 
@@ -267,7 +291,7 @@ def test_links_pipes_and_devices_are_refused(tmp_path):
     os.mkfifo(source / "carol_ex01.ipynb")
     collection = collect([source], tmp_path / "out", EXERCISES)
     assert list(tree(tmp_path / "out")) == ["fine/ex01_int8_symmetric.ipynb"]
-    assert {name: why for name, why in collection.refused} == {
+    assert left_out(collection, "refused") == {
         "alice_ex01.ipynb": "is a symbolic link", "bob": "is a symbolic link",
         "carol_ex01.ipynb": "is not a regular file",
     }  # fmt: skip
@@ -278,7 +302,7 @@ def test_a_link_put_in_place_after_the_walk_is_not_followed(tmp_path):
     (file,) = incoming.find(tmp_path / "in").files
     (tmp_path / "in" / "alice_ex01.ipynb").unlink()
     (tmp_path / "in" / "alice_ex01.ipynb").symlink_to(tmp_path / "secret")
-    with pytest.raises(incoming.Refused):
+    with pytest.raises(found.Refused):
         file.read()
 
 
@@ -288,22 +312,22 @@ def test_links_in_a_zip_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "l.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     collection = collect([tmp_path / "l.zip"], tmp_path / "out", EXERCISES)
-    assert collection.kept == [] and collection.refused[0][1] == "is a symbolic link"
+    assert collection.kept == [] and list(left_out(collection, "refused").values()) == ["is a symbolic link"]
 
 
 def test_zip_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_FILE", 3 * 2**20)
+    monkeypatch.setattr(found, "MAX_FILE", 3 * 2**20)
     bomb = make_zip(tmp_path / "b.zip", {"alice_ex01.ipynb": b"\0" * 2 * 2**20, "bob_ex01.ipynb": b"\0" * 4 * 2**20})
     collection = collect([bomb], tmp_path / "out", EXERCISES)
     assert collection.kept == []
-    assert [why for _, why in collection.refused] == [
+    assert list(left_out(collection, "refused").values()) == [
         "would unpack to more than 200 times its size",
         "is larger than 3 MB",
     ]
 
 
 def test_a_zip_that_lies_about_sizes_is_cut_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_FILE", 1000)
+    monkeypatch.setattr(found, "MAX_FILE", 1000)
     path = make_zip(tmp_path / "lie.zip", {"alice_ex01.ipynb": os.urandom(5000)}, zipfile.ZIP_STORED)
     real = zipfile.ZipFile.infolist
 
@@ -318,17 +342,17 @@ def test_a_zip_that_lies_about_sizes_is_cut_off(tmp_path, monkeypatch):
 
 
 def test_all_entries_of_a_zip_together_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_TOTAL", 2500)
+    monkeypatch.setattr(archives, "MAX_TOTAL", 2500)
     path = make_zip(tmp_path / "t.zip", {f"s{i}_ex01.ipynb": os.urandom(1000) for i in range(5)})
     collection = collect([path], tmp_path / "out", EXERCISES)
-    assert len(collection.kept) == 2 and len(collection.refused) == 3
+    assert len(collection.kept) == 2 and len(collection.left_out) == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no zip", b"\0" * 100, b"PK\x05\x06" + b"\xff" * 18])
 def test_a_broken_zip_is_refused(tmp_path, data):
     (tmp_path / "x.zip").write_bytes(data)
     collection = collect([tmp_path / "x.zip"], tmp_path / "out", EXERCISES)
-    assert collection.kept == [] and "not a readable zip" in collection.refused[0][1]
+    assert collection.kept == [] and "not a readable zip" in collection.left_out[0].reason
 
 
 def test_a_damaged_entry_does_not_stop_the_others(tmp_path):
@@ -340,24 +364,35 @@ def test_a_damaged_entry_does_not_stop_the_others(tmp_path):
     path.write_bytes(data)
     collection = collect([path], tmp_path / "out", EXERCISES)
     assert list(tree(tmp_path / "out")) == ["bob/ex01_int8_symmetric.ipynb"]
-    assert "cannot be unpacked" in collection.refused[0][1]
+    assert "cannot be unpacked" in collection.left_out[0].reason
 
 
-def test_a_zip_among_the_submissions_is_not_opened(tmp_path):
+def test_a_zip_among_the_submissions_is_of_the_student_who_handed_it_in(tmp_path):
     make_zip(tmp_path / "mallory_ex01.zip", {"bob/ex01_int8_symmetric.ipynb": "not bob's"})
     (tmp_path / "in").mkdir()
     (tmp_path / "mallory_ex01.zip").rename(tmp_path / "in" / "mallory_ex01.zip")
-    nested = make_zip(tmp_path / "outer.zip", {"x.zip": (tmp_path / "in" / "mallory_ex01.zip").read_bytes()})
-    collection = collect([tmp_path / "in", nested], tmp_path / "out", EXERCISES)
-    assert collection.kept == [] and len(collection.refused) == 2
+    collection = collect([tmp_path / "in"], tmp_path / "out", EXERCISES)
+    assert tree(tmp_path / "out") == {"mallory/ex01_int8_symmetric.ipynb": b"not bob's"} and collection.complete
+
+
+@pytest.mark.parametrize("entries", [
+    ("alice/ex01.ipynb", "bob/ex01.ipynb"), ("alice_ex01.ipynb", "bob_ex01.ipynb"),
+    ("Jane Doe_1_assignsubmission_file_/ex01.ipynb",), ("doejane_1_2_ex01.ipynb",),
+])  # fmt: skip
+def test_the_zip_of_a_whole_class_among_the_submissions_is_nobodys(tmp_path, entries):
+    (tmp_path / "in").mkdir()
+    make_zip(tmp_path / "in" / "submissions.zip", dict.fromkeys(entries, "{}"))
+    collection = collect([tmp_path / "in"], tmp_path / "out", EXERCISES)
+    assert collection.kept == [] and not collection.complete
+    assert len(collection.entries) == len(entries) and "a SOURCE of its own" in str(collection)
 
 
 def test_too_large_and_too_deep(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_FILE", 100)
+    monkeypatch.setattr(found, "MAX_FILE", 100)
     write(tmp_path / "in", "alice_ex01.ipynb", data=b"x" * 101)
     write(tmp_path / "in", "/".join("d" * 14) + "/ex01.ipynb")
     collection = collect([tmp_path / "in"], tmp_path / "out", EXERCISES)
-    assert collection.kept == [] and len(collection.refused) == 2
+    assert collection.kept == [] and len(collection.left_out) == 2
 
 
 def test_out_and_source_must_lie_apart(tmp_path):
@@ -365,7 +400,7 @@ def test_out_and_source_must_lie_apart(tmp_path):
     for out in (tmp_path / "in", tmp_path / "in" / "out", tmp_path):
         with pytest.raises(ValueError, match="must lie outside"):
             collect([tmp_path / "in"], out, EXERCISES)
-    with pytest.raises(ValueError, match="must be a folder or a zip"):
+    with pytest.raises(ValueError, match="must be a folder, a zip or a tar"):
         collect([tmp_path / "nothing"], tmp_path / "out", EXERCISES)
 
 
@@ -401,5 +436,9 @@ def test_a_roster_that_tells_nobody_apart_is_an_error(tmp_path, data, message):
         read_roster(tmp_path / "r.csv")
 
 
-def test_squash_keeps_what_tells_people_apart():
-    assert squash("Müller, José") == squash("mullerjose") and squash("李雷") == "李雷" and squash("a_b.c") == "abc"
+def test_only_latin_greek_and_cyrillic_letters_are_compared_without_their_accents():
+    assert plain_key("Müller, José") == "mullerjose" and plain_key("李雷") == "李雷" and plain_key("a_b.c") == "abc"
+    for one, other in (("राम", "रिम"), ("กา", "กี"), ("כָּל", "כֹּל"), ("가", "각")):
+        assert len({plain_key(one), plain_key(other)}) == len({name_key(one), name_key(other)}) == 2
+    assert name_key("JOSÉ  x") == name_key("jose\u0301 X") and loose_key("Doe, Jane") == loose_key("doejane")
+    assert name_key("Weiß") != name_key("Weiss") and name_key("ΝΊΚΟΣ") == name_key("νίκος")
