@@ -22,9 +22,9 @@ Where each algorithm is (files in labsupport/, tests in tests/; README.md has th
     AWQ                                       quantization/awq.py               2306.00978  1.5      quantization/test_awq.py
     LSQ: training with quantization           quantization/qat.py               1902.08153  1.6      quantization/test_qat.py
     FP8                                       quantization/fp8.py               2209.05433  1.7      quantization/test_fp8.py
-    4-bit weights times float inputs          quantization/fast/int4.py                     1.7      quantization/fast/test_int4.py
-    8-bit weights times float inputs          quantization/fast/int8_weight.py              1.7      quantization/fast/test_int8_weight.py
-    Integer matrix products                   quantization/fast/int8.py                     1.7      quantization/fast/test_int8.py
+    4-bit weights times float inputs          quantization/fast/int4.py                     1.8      quantization/fast/test_int4.py
+    8-bit weights times float inputs          quantization/fast/int8_weight.py              1.8      quantization/fast/test_int8_weight.py
+    Integer matrix products                   quantization/fast/int8.py                     1.8      quantization/fast/test_int8.py
     Magnitude pruning                         pruning/magnitude.py              1506.02626  2.1      pruning/test_magnitude.py
     N:M (2:4) sparsity                        pruning/semi_structured.py        2104.08378  2.1      pruning/test_semi_structured.py
     Wanda                                     pruning/wanda.py                  2306.11695  2.1      pruning/test_wanda.py
@@ -56,12 +56,12 @@ Where each algorithm is (files in labsupport/, tests in tests/; README.md has th
     Sampling                                  inference/sampling.py             1904.09751  4.6      inference/test_sampling.py
     Text out of a stream of tokens            inference/detokenize.py                       4.2      inference/test_request.py
     Simulation of batching                    inference/simulate.py             2403.02310  4.3      inference/test_simulate.py
-    Compiled forward pass                     inference/fast/fused.py                       4.8      inference/fast/test_fused.py
-    OpenAI-compatible server                  serving/api.py                                4.9      serving/test_api.py
-    Engine in a thread                        serving/engine_thread.py                      4.10     serving/test_engine_thread.py
-    Latency percentiles of a window           serving/monitor.py                            4.11     serving/test_monitor.py
-    Load test, open and closed loop           serving/load/tester.py                        4.13     serving/load/test_tester.py
-    Queue that loses nothing                  serving/stack/queue.py                        4.14     serving/stack/test_queue.py
+    Compiled forward pass                     inference/fast/fused.py                       4.7      inference/fast/test_fused.py
+    OpenAI-compatible server                  serving/api.py                                4.8      serving/test_api.py
+    Engine in a thread                        serving/engine_thread.py                      4.9      serving/test_engine_thread.py
+    Latency percentiles of a window           serving/monitor.py                            4.10     serving/test_monitor.py
+    Load test, open and closed loop           serving/load/tester.py                        4.12     serving/load/test_tester.py
+    Queue that loses nothing                  serving/stack/queue.py                        4.13     serving/stack/test_queue.py
 """  # noqa: E501
 
 import lazy_loader

@@ -23,7 +23,7 @@ from labsupport.chromium import find_chromium
 
 State = Literal["ok", "note", "missing"]  # note: something optional is absent; missing: a chapter cannot run
 
-CHAPTERS = 4  # notebooks that exist; a test counts them
+CHAPTERS = 4  # of the notebooks that exist (a chapter may have two halves); a test counts them
 WIDGET_MANAGER = "@jupyter-widgets/jupyterlab-manager"
 EXTRAS = {
     "lab": "JupyterLab",

@@ -15,6 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_root() -> Path:
+    """Where fetched models and what has been computed are kept: ``$LABSUPPORT_CACHE``, else ``~/.cache/labsupport``."""
+    return Path(os.environ.get("LABSUPPORT_CACHE") or Path.home() / ".cache" / "labsupport")
+
+
 @contextmanager
 def replacing(path: Path | str, private: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to; at the end of the block it takes the place of ``path`` in one step.

@@ -19,11 +19,15 @@ Each exercise is a folder, one check a file. What its checks share is in files b
 `reading` (what came back, or `Wrong`) and `oracles` (reference answers) stay outside the sandbox.
 """
 
-from labsupport.checks.check import PUBLIC_SEED, Check, CheckFailed, Exercise, NotAttempted, Verdict
-from labsupport.checks.judging import Wrong
-from labsupport.checks.lookup import by_short_name, exercise, exercises
+from typing import TYPE_CHECKING
 
-__getattr__ = by_short_name  # `ex01` is short for `ex01_int8_symmetric`
+from labsupport.checks.lookup import by_name, exercise, exercises
+
+if TYPE_CHECKING:
+    from labsupport.checks.check import PUBLIC_SEED, Check, CheckFailed, Exercise, NotAttempted, Verdict
+    from labsupport.checks.judging import Wrong
+
+__getattr__ = by_name  # imports what is asked for; `ex01` is short for `ex01_int8_symmetric`
 
 __all__ = [
     "PUBLIC_SEED",

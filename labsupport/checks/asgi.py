@@ -26,6 +26,7 @@ from labsupport.checks.plain import Plain, call
 # a timeout is counted in slices: a process that is stopped for a while loses only one
 SLICES, SLICE_SECONDS = 100, 0.02
 LOOKS = 10  # per slice
+START_SECONDS = 30.0  # until the app has started, else the visit begins without
 
 
 def wait_until(condition: Callable[[], bool], slices: int = SLICES) -> bool:
@@ -39,9 +40,13 @@ def wait_until(condition: Callable[[], bool], slices: int = SLICES) -> bool:
 
 
 class Answer:
-    """The response to one request so far. ``text`` grows with each piece; ``ended``: no more will come."""
+    """The response to one request so far. ``text`` grows with each piece; ``ended``: no more will come.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    ``tell`` is called with each piece of news, in the server's thread: {"status", "headers"}, {"piece"}, {"ended"} and,
+    when the app has returned, {"over", "error"}.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.text = ""
@@ -49,6 +54,32 @@ class Answer:
         self.error: Plain = None  # what the app raised, in the form of `plain.call`
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._loop, self._gone = loop, asyncio.Event()
+        self._tell = tell or (lambda news: None)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """A message that the app sends."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {key.decode("latin-1").lower(): value.decode("latin-1")
+                            for key, value in message.get("headers", [])}  # fmt: skip
+            self._tell({"status": self.status, "headers": self.headers})
+        elif message["type"] == "http.response.body":
+            last = not message.get("more_body", False)
+            piece = self._decoder.decode(bytes(message.get("body", b"")), last)
+            self.text += piece
+            self._tell({"piece": piece})
+            if last:
+                self._gone.set()  # to the app, a client that has its response is gone
+                if (self.status or 500) < 500:  # else an error will follow
+                    self.ended = True
+                    self._tell({"ended": True})
+
+    def end(self, error: Plain) -> None:
+        """The app has returned, or raised ``error``."""
+        self.error = error
+        self.status = 500 if self.status is None else self.status  # also for an app that returns without a response
+        self.ended = True
+        self._tell({"over": True, "status": self.status, "error": error})
 
     def wait(self, slices: int = SLICES) -> bool:
         """Whether it ended within ``slices`` slices."""
@@ -57,10 +88,6 @@ class Answer:
     def disconnect(self) -> None:
         """The client disconnects."""
         self._loop.call_soon_threadsafe(self._gone.set)
-
-    def plain(self) -> Plain:
-        return {"status": self.status, "headers": self.headers, "text": self.text, "ended": self.ended,
-                "error": self.error}  # fmt: skip
 
 
 class Server:
@@ -87,9 +114,11 @@ class Server:
         """``body`` is sent as JSON; bytes are sent as they are."""
         return self.send("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode())
 
-    def send(self, method: str, path: str, body: bytes = b"") -> Answer:
+    def send(
+        self, method: str, path: str, body: bytes = b"", tell: Callable[[dict[str, Any]], None] | None = None
+    ) -> Answer:
         """Send a request, and return at once."""
-        answer = Answer(self.loop)
+        answer = Answer(self.loop, tell)
         self._answers.append(answer)
         headers = [(b"host", b"127.0.0.1"), (b"content-length", str(len(body)).encode())]
         if body:
@@ -105,7 +134,7 @@ class Server:
 
     def __enter__(self) -> Server:
         self.thread.start()
-        self._started.wait(SLICES * SLICE_SECONDS)
+        self._started.wait(START_SECONDS)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -141,25 +170,15 @@ class Server:
 
         async def send(message: dict[str, Any]) -> None:
             await asyncio.sleep(0)
-            if answer._gone.is_set():
-                return
-            if message["type"] == "http.response.start":
-                answer.status = message["status"]
-                answer.headers = {key.decode("latin-1").lower(): value.decode("latin-1")
-                                  for key, value in message.get("headers", [])}  # fmt: skip
-            elif message["type"] == "http.response.body":
-                last = not message.get("more_body", False)
-                answer.text += answer._decoder.decode(bytes(message.get("body", b"")), last)
-                if last:
-                    answer.ended = (answer.status or 500) < 500  # else an error will follow
-                    answer._gone.set()  # to the app, a client that has its response is gone
+            if not answer._gone.is_set():
+                answer.take(message)
 
+        error: Plain = None
         try:
             await self.app(scope, receive, send)
-        except Exception as error:
-            answer.error = call(_reraise, error)[0]["raised"]
-        answer.status = answer.status or 500  # also for an app that returns without a response
-        answer.ended = True
+        except Exception as raised:
+            error = call(_reraise, raised)[0]["raised"]
+        answer.end(error)
 
     async def _live(self) -> None:
         """The lifespan protocol. An app that does not support it has nothing to start."""
@@ -182,10 +201,10 @@ class Server:
         for answer in self._answers:
             answer._gone.set()
         self._to_lifespan.put_nowait({"type": "lifespan.shutdown"})
-        for _ in range(SLICES // 3):
+        for _ in range(SLICES // 3 * LOOKS):
             if self._stopped.is_set() and not self._tasks:
                 break
-            await asyncio.sleep(SLICE_SECONDS)
+            await asyncio.sleep(SLICE_SECONDS / LOOKS)
         left = asyncio.all_tasks(self.loop) - {asyncio.current_task()}  # type: ignore[arg-type]
         for task in left:
             task.cancel()

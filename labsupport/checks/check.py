@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, TypeAlias
 
+from labsupport.checks import history
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
 
@@ -68,7 +69,7 @@ class Check(ABC):
         if missing:
             return {"missing": missing[0]}
         shown = {key: value for key, value in inputs.items() if not key.startswith("_")}
-        with _silence():
+        with silence():
             return self.run({name: namespace[name] for name in self.needs}, shown)
 
     def verdict(self, inputs: Mapping[str, Any], values: Any) -> Verdict:
@@ -78,9 +79,11 @@ class Check(ABC):
                 raise Wrong(
                     f"there is no function {values['missing']}: run the answer cell that defines it", attempted=False
                 )
+            if isinstance(values, dict) and "malformed" in values:
+                raise Wrong("your code wrote something into the check's channel that is no message")
             self.judge(inputs, values)
         except Wrong as wrong:
-            return Verdict(False, f"✗ {self.name} (0 of {self.points} points): {wrong}", 0, wrong.attempted)
+            return Verdict(False, self._failed(str(wrong)), 0, wrong.attempted)
         except Exception as error:  # only for values that `run` cannot have returned
             return Verdict(
                 False, f"✗ {self.name}: the values returned cannot be judged ({type(error).__name__}: {error})", 0
@@ -91,11 +94,20 @@ class Check(ABC):
         """What a check cell does: all three parts in this process, then one line printed or `CheckFailed` raised."""
         if len(functions) != len(self.needs):
             raise TypeError(f"call it as {self.name}({', '.join(self.needs)})")
+        own = [name for name, given in zip(self.needs, functions, strict=True) if _named(given, name)]
+        if (unread := history.unread_cell(own)) is not None:
+            raise CheckFailed(self._failed(unread))  # what an older cell defined is not what the student has written
         inputs = self.inputs(seed)
         verdict = self.verdict(inputs, self.observe(dict(zip(self.needs, functions, strict=True)), inputs))
+        if not verdict.passed and not verdict.attempted:
+            elsewhere = history.misplaced(own, type(self).__module__.removeprefix("labsupport.checks.").split(".")[0])
+            raise NotAttempted(self._failed(elsewhere) if elsewhere else verdict.message)
         if not verdict.passed:
-            raise (CheckFailed if verdict.attempted else NotAttempted)(verdict.message)
+            raise CheckFailed(verdict.message)
         print(verdict.message + "\n", end="")  # one write: a kernel may publish two writes as two outputs
+
+    def _failed(self, why: str) -> str:
+        return f"✗ {self.name} (0 of {self.points} points): {why}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ class Exercise:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Drop what is printed, warned or displayed: an answer that prints may be right, and nbval compares output."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
@@ -129,3 +141,8 @@ def _silence() -> Iterator[None]:
 
             stack.enter_context(capture_output())
         yield
+
+
+def _named(given: object, name: str) -> bool:
+    """Whether this is the student's own function of this name, and not another one that is tried out."""
+    return getattr(given, "__name__", None) == name

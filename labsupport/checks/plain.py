@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 Plain: TypeAlias = Any  # recursive: see the module's docstring
+_running: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
 _NUMPY_SCALARS = frozenset(np.sctypeDict.values()) - {np.object_, np.void}
 
 
@@ -86,6 +87,8 @@ def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple
     ``{"returned": plain value, "changed": positions of tensor arguments that are no longer as given}`` or
     ``{"raised": {type, message, line, code, not_attempted}}``.
     """
+    global _running
+    _running = function, arguments, options
     given = [argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments]
     try:
         with torch.random.fork_rng(devices=[]):
@@ -94,9 +97,27 @@ def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple
             returned = plain(result)
     except (Exception, SystemExit) as error:  # exit() must not end the check quietly
         return {"raised": _explain(error)}, None
+    finally:
+        _running = None
     changed = [i for i, (now, before) in enumerate(zip(given, arguments, strict=True))
                if isinstance(before, Tensor) and not _same(now, before)]  # fmt: skip
     return {"returned": returned, "changed": changed}, result
+
+
+def running_call() -> str:
+    """The call of the student's code that runs now, such as "quantize_int8(a tensor of float32 [3, 4], axis=1)"."""
+    if _running is None:
+        return ""
+    function, arguments, options = _running
+    name = getattr(function, "__name__", "")
+    if name == "<lambda>":  # a check's own, around what it calls last
+        name = (function.__code__.co_names or ("",))[-1]
+    values = [_spelled(value) for value in arguments]
+    return f"{name}({', '.join([*values, *(f'{key}={_spelled(value)}' for key, value in options.items())])})"
+
+
+def _spelled(value: Any) -> str:
+    return repr(value)[:40] if type(value) in (bool, int, float, str, type(None)) else describe(plain(value))
 
 
 def _same(now: Tensor, before: Tensor) -> bool:

@@ -1,127 +1,80 @@
-"""A stand-in for `LLMEngine` whose answers are known and whose steps wait until they are allowed.
+"""A stand-in for `LLMEngine` in the process of the student's app: it passes each call on, and returns what comes back.
 
 The interface is the engine's: `add_request`, `step`, `abort`, `has_unfinished`, `generate`, `stats`, `tokenizer`,
-`max_model_len`. There is no model: the continuation of each prompt is given, each of its bytes is a token, and the
-tokenizer's end-of-text token ends it.
-
-A step of a real engine takes long. Here it takes as long as the check wants: after `hold()` each step waits for an
-`allow()`, so whether a server is blocked meanwhile does not depend on timing. What a server does wrong is recorded:
-`overlaps` are calls that came while a step ran, `threads` those in which it was stepped.
+`max_model_len`. The engine itself, which knows the answers and decides how long a step takes, is a `RecordedEngine` on
+the other side of a channel; nothing here is believed there.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import threading
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Hashable, Sequence
+from queue import SimpleQueue
+from typing import Any
 
-from labsupport.inference.detokenize import TextStream
-from labsupport.inference.request import FinishReason, RequestOutput, RequestTimes
+from labsupport.checks.channel import Channel, Closed, Message
+from labsupport.inference.request import RequestOutput, RequestTimes
 from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.stats import EngineStats
 from labsupport.lm.tokenizer import ByteTokenizer
 
 
-@dataclass
-class _Request:
-    request_id: Hashable
-    prompt: str
-    params: SamplingParams
-    script: list[int]
-    stream: TextStream
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    times: RequestTimes = field(default_factory=RequestTimes)
-
-    def output(self) -> RequestOutput:
-        return RequestOutput(self.request_id, list(self.prompt.encode()), self.stream.text, self.token_ids.copy(),
-                             self.finish_reason, None, 0, self.times)  # fmt: skip
+class _RequestId(str):
+    """A string that a weak reference can point to: whoever keeps the id of a request that is over is noticed."""
 
 
 class StandInEngine:
-    """``answers`` maps a prompt to its continuation. Other prompts are continued with question marks."""
+    """The engine at the other end of ``channel``, whose messages to it are handed to `take`."""
 
-    def __init__(self, answers: Mapping[str, str], max_num_seqs: int = 8, max_model_len: int = 1024) -> None:
+    def __init__(self, channel: Channel, max_num_seqs: int = 8, max_model_len: int = 1024) -> None:
         self.tokenizer, self.max_num_seqs, self.max_model_len = ByteTokenizer(), max_num_seqs, max_model_len
-        self.requests: dict[Hashable, _Request] = {}  # unfinished, in order of arrival
-        self.seen: list[_Request] = []  # all that were ever added
-        self.largest_batch = self.num_steps = 0
-        self.overlaps: list[str] = []
-        self.threads: set[int] = set()  # identifiers of the threads that called step()
-        self._answers = dict(answers)
-        self._turn = threading.Condition()
-        self._allowed: int | None = None  # None: any number
-        self._stepping: int | None = None  # identifier of the thread that is inside step()
-        self._failure = ""
-        self._closed = False
-        self._finished: Counter[str] = Counter()
-        self._num_prompt_tokens = self._num_generated = self._num_ids = 0
+        self.server_thread: int | None = None  # identifier of the thread that runs the app's event loop
+        self._channel = channel
+        self._numbers = itertools.count()
+        self._waiting: dict[int, SimpleQueue[Message | None]] = {}
+        self._ids: dict[str, Hashable] = {}  # of requests that are not over: their names on the channel -> their ids
+        self._own: dict[str, Hashable] = {}  # ids that the app has chosen
+        self._over: dict[str, list[weakref.ref[Any]]] = {}  # what was handed out about requests that are over
+        self._unfinished = self._closed = False
 
     # The engine's interface
 
     @property
     def has_unfinished(self) -> bool:
         self._end_if_closed()
-        return bool(self.requests)
+        return self._unfinished
 
     def add_request(
         self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None,
         request_id: Hashable | None = None,
     ) -> Hashable:  # fmt: skip
-        self._enter("add_request")
+        self._end_if_closed()
         params = SamplingParams() if sampling_params is None else sampling_params
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams; got {type(params).__name__}")
         if not isinstance(prompt, str):
             prompt = self._decode(prompt)
-        if not prompt:
-            raise ValueError("prompt must hold at least one token; got none")
-        length = len(prompt.encode())
-        if length + params.max_tokens > self.max_model_len:
-            raise ValueError(
-                f"prompt and max_tokens must together be at most max_model_len = {self.max_model_len} tokens; "
-                f"got {length} and {params.max_tokens}"
-            )
-        if request_id is None:
-            request_id, self._num_ids = str(self._num_ids), self._num_ids + 1
-        if request_id in self.requests:
-            raise ValueError(f"request_id must be new; {request_id!r} is in use")
-        script = [*self._answers.get(prompt, "?" * 1000).encode(), self.tokenizer.eos_token_id]
-        stream = TextStream(self.tokenizer, params.stop)  # type: ignore[arg-type]
-        request = _Request(request_id, prompt, params, script, stream)
-        with self._turn:
-            self.requests[request_id] = request
-            self.seen.append(request)
-        return request_id
+        name = None if request_id is None else f"own {request_id!r}"
+        if name is not None:
+            self._own[name] = request_id
+        given = {"max_tokens": params.max_tokens, "temperature": params.temperature, "stop": list(params.stop)}
+        name = self._ask("add_request", prompt=prompt, params=given, name=name)
+        return self._id(name)
 
     def step(self) -> list[RequestOutput]:
-        self._enter("step")
-        self.threads.add(threading.get_ident())
-        with self._turn:
-            if not self.requests:
-                return []
-            self._stepping = threading.get_ident()
-            try:
-                self._turn.wait_for(lambda: self._allowed != 0 or self._closed)
-                self._end_if_closed()
-                if self._allowed:
-                    self._allowed -= 1
-                if self._failure:
-                    self.requests.clear()
-                    raise RuntimeError(self._failure)
-                return self._tokens()
-            finally:
-                self._stepping = None
+        return [self._output(each) for each in self._ask("step")]
 
     def abort(self, request_id: Hashable) -> RequestOutput | None:
-        if request_id not in self.requests:
-            return None
-        self._enter("abort")
-        return self._finish(request_id, "abort")
+        self._end_if_closed()
+        names = [name for name, each in list(self._ids.items()) if each == request_id]
+        found = self._ask("abort", name=names[0]) if names else None
+        return None if found is None else self._output(found)
 
     def abort_all(self) -> None:
-        for request_id in list(self.requests):
+        for request_id in list(self._ids.values()):
             self.abort(request_id)
 
     def generate(
@@ -141,92 +94,68 @@ class StandInEngine:
         return [output for output in results.values() if output is not None]
 
     def stats(self) -> EngineStats:
-        self._end_if_closed()
-        running = min(len(self.requests), self.max_num_seqs)
-        return EngineStats(
-            running, len(self.requests) - running, running / self.max_num_seqs, 0, 0, 0, self._num_prompt_tokens,
-            self._num_generated, self.num_steps, dict(self._finished),
-        )  # fmt: skip
+        return EngineStats(**self._ask("stats"))
 
-    # For the check
+    # For the host
 
-    @property
-    def held(self) -> bool:
-        """Whether a step has begun and waits to be allowed."""
-        return self._stepping is not None and self._allowed == 0
-
-    def hold(self) -> None:
-        """From now on a step waits until it is allowed."""
-        with self._turn:
-            self._allowed = 0
-
-    def allow(self, steps: int = 1) -> None:
-        with self._turn:
-            self._allowed = (self._allowed or 0) + steps
-            self._turn.notify_all()
-
-    def open(self) -> None:
-        """From now on no step waits."""
-        with self._turn:
-            self._allowed = None
-            self._turn.notify_all()
-
-    def fail(self, message: str) -> None:
-        """From now on every step raises and drops all requests, as when a GPU is lost."""
-        with self._turn:
-            self._failure = message
+    def take(self, reply: Message) -> None:
+        """The answer to a call."""
+        self._unfinished = reply["unfinished"]
+        self._waiting.pop(reply["number"]).put(reply)
 
     def close(self) -> None:
         """The check is over: any thread that still calls the engine ends quietly."""
         _let_threads_exit()
-        with self._turn:
-            self._closed = True
-            self._turn.notify_all()
+        self._closed = True
+        for waiting in list(self._waiting.values()):
+            waiting.put(None)
 
-    def knows(self, prompt: str) -> bool:
-        return any(request.prompt == prompt for request in self.seen)
-
-    def holds(self, prompt: str) -> bool:
-        return any(request.prompt == prompt for request in list(self.requests.values()))
+    def kept(self) -> int:
+        """Requests that are over, and of which something that was handed out is still held by somebody."""
+        for _ in range(3):
+            gc.collect()
+        return sum(any(each() is not None for each in references) for references in list(self._over.values()))
 
     # Helpers
 
-    def _tokens(self) -> list[RequestOutput]:
-        batch = list(self.requests.values())[: self.max_num_seqs]
-        self.num_steps += 1
-        self.largest_batch = max(self.largest_batch, len(batch))
-        outputs = []
-        for request in batch:
-            if not request.token_ids:
-                self._num_prompt_tokens += len(request.prompt.encode())
-            token = request.script[len(request.token_ids)]
-            request.token_ids.append(token)
-            self._num_generated += 1
-            if request.stream.push(token) or token == self.tokenizer.eos_token_id:
-                outputs.append(self._finish(request.request_id, "stop"))
-            elif len(request.token_ids) >= request.params.max_tokens:
-                outputs.append(self._finish(request.request_id, "length"))
-            else:
-                outputs.append(request.output())
-        return outputs
+    def _ask(self, function: str, **arguments: Any) -> Any:
+        self._end_if_closed()
+        number, waiting = next(self._numbers), SimpleQueue[Message | None]()
+        self._waiting[number] = waiting
+        on_loop = threading.get_ident() == self.server_thread
+        try:
+            self._channel.send({"call": number, "function": function, "arguments": arguments, "on_loop": on_loop})
+        except Closed:
+            self.close()
+        reply = waiting.get()
+        if reply is None:
+            raise SystemExit
+        if "value_error" in reply:
+            raise ValueError(reply["value_error"])
+        if "runtime_error" in reply:
+            self._ids.clear()
+            raise RuntimeError(reply["runtime_error"])
+        return reply["result"]
 
-    def _finish(self, request_id: Hashable, reason: FinishReason) -> RequestOutput:
-        request = self.requests.pop(request_id)
-        request.stream.end()
-        request.finish_reason = reason
-        self._finished[reason] += 1
-        return request.output()
+    def _output(self, found: Message) -> RequestOutput:
+        name, reason = found["name"], found["finish_reason"]
+        request_id = self._id(name)
+        output = RequestOutput(request_id, list(found["prompt"].encode()), found["text"], found["token_ids"], reason,
+                               None, 0, RequestTimes())  # fmt: skip
+        if reason is not None:
+            self._ids.pop(name, None)
+            handed_out = [output, request_id] if isinstance(request_id, _RequestId) else [output]
+            self._over[name] = [weakref.ref(each) for each in handed_out]
+        return output
+
+    def _id(self, name: str) -> Hashable:
+        return self._ids.setdefault(name, self._own[name] if name in self._own else _RequestId(name))
 
     def _decode(self, prompt: Sequence[int]) -> str:
         try:
             return bytes(prompt).decode()
         except (TypeError, ValueError):
             raise ValueError(f"prompt must be a string or token ids; got {prompt!r:.60}") from None
-
-    def _enter(self, function: str) -> None:
-        self._end_if_closed()
-        if self._stepping not in (None, threading.get_ident()):
-            self.overlaps.append(function)
 
     def _end_if_closed(self) -> None:
         if self._closed:

@@ -1,4 +1,4 @@
-from .classifier import accuracy, compress_digits, confidence_interval, digits_gain, train_digits
+from .classifier import accuracy, compress_digits, confidence_interval, digits_gain, digits_pruning, train_digits
 from .digits import Digits, load_digits, mlp
 from .distiller import Distiller
 from .losses import FeatureLoss, distillation_loss, distribution_divergence
@@ -17,6 +17,7 @@ __all__ = [
     "compress_lm",
     "confidence_interval",
     "digits_gain",
+    "digits_pruning",
     "distillation_loss",
     "distribution_divergence",
     "load_digits",

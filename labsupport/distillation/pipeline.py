@@ -21,6 +21,7 @@ from labsupport.distillation.measuring import CompressionTable, stored_bytes
 from labsupport.distillation.targets import next_token_pairs
 from labsupport.lm import Llama, corpus, load_lm, perplexity
 from labsupport.lm.cache import ConcatCache
+from labsupport.lm.protocol import EVALUATION_WINDOWS, SEQ_LEN
 from labsupport.lm.tokenizer import Tokenizer
 from labsupport.lm.train import make_optimizers
 from labsupport.pruning import prune_llama, prune_model
@@ -30,7 +31,7 @@ from labsupport.quantization import quantize_model
 Pruning = Literal["neurons", "magnitude", "wanda", "sparsegpt"]
 
 # For `compress_lm(**QUICK)`: seconds instead of minutes; it fills all rows, but no student gets as good as it could.
-QUICK: dict[str, Any] = {"steps": 30, "recovery_steps": 10, "evaluation_windows": 8, "repeats": 5}
+QUICK: dict[str, Any] = {"steps": 30, "recovery_steps": 10, "batch_size": 4, "repeats": 5}
 
 
 def small_student(teacher: Llama, num_layers: int) -> Llama:
@@ -63,7 +64,7 @@ def compress_lm(
     method: str = "gptq",
     bits: int = 4,
     group_size: int = 64,
-    evaluation_windows: int = 32,
+    evaluation_windows: int = EVALUATION_WINDOWS,
     checkpoints: str | Path | None = None,
     repeats: int = 15,
     seed: int = 0,
@@ -73,7 +74,8 @@ def compress_lm(
 
     Training and calibration read the calibration text, "perplexity" is that of the evaluation text. The defaults train
     a student of two layers for some minutes on one CPU core, too short to see how good it can get. Rows are comparable,
-    because all students have the same initial weights, the same batches and the same number of steps.
+    because all students have the same initial weights, the same batches and the same number of steps; two rows have
+    the last of these steps without pruning, of the student and of the teacher.
 
     steps, recovery_steps: of training the student, and of training it further after pruning.
     pruning: "neurons" removes ``sparsity`` of the MLPs' neurons, and matrices get smaller; the methods of `prune_model`
@@ -90,8 +92,7 @@ def compress_lm(
     text = {part: torch.tensor(tokenizer.encode(corpus(part))) for part in ("calibration", "evaluation")}
     data = training_pairs(text["calibration"], seq_len)
     calibration = list(data[0][:: max(1, len(data[0]) // 16)][:16])
-    windows = text["evaluation"].unfold(0, 256, 256)
-    held_out = windows[:: max(1, len(windows) // evaluation_windows)][:evaluation_windows].flatten()
+    held_out = text["evaluation"][: evaluation_windows * SEQ_LEN]
 
     def train(student: nn.Module, instructor: nn.Module | None, steps: int, name: str) -> nn.Module:
         zeros = {key: weight == 0 for key, weight in student.named_parameters() if bool((weight == 0).any())}
@@ -125,8 +126,10 @@ def compress_lm(
     whole = copy.deepcopy(distilled)  # trained as long as the pruned one
     if recovery_steps:
         train(whole, teacher, recovery_steps, "distilled-longer")
+    longer = train(copy.deepcopy(teacher).requires_grad_(), None, steps + recovery_steps, "teacher-longer")
     product = quantized(distilled_pruned, bits)
-    as_small: Any = min((quantized(teacher, each) for each in range(2, bits + 1)), key=_distance_in_bytes(product))
+    teachers: dict[int, Any] = {each: quantized(teacher, each) for each in range(2, bits + 1)}
+    as_small = min(teachers.values(), key=_distance_in_bytes(product))
 
     packed = f"{bits}-bit {method}"
     models: dict[str, tuple[nn.Module, str]] = {
@@ -136,13 +139,15 @@ def compress_lm(
         "distilled, pruned": (distilled_pruned, "float32"),
         "distilled, pruned, quantized": (product, packed),
         "baseline: alone, pruned, quantized": (quantized(alone_pruned, bits), packed),
+        "baseline: distilled, not pruned": (whole, "float32"),
         "baseline: distilled, not pruned, quantized": (quantized(whole, bits), packed),
-        "baseline: teacher, quantized": (quantized(teacher, bits), packed),
+        "baseline: teacher, trained on": (longer, "float32"),
+        "baseline: teacher, quantized": (teachers[bits], packed),
         "baseline: teacher, nearest in bytes": (as_small, f"{as_small.quantization_report.bits}-bit {method}"),
     }
     table = CompressionTable()
     for name, (model, precision) in models.items():
-        table.add(name, model, precision, {"perplexity": perplexity(model, held_out, seq_len=256)})
+        table.add(name, model, precision, {"perplexity": perplexity(model, held_out, SEQ_LEN)})
     table.time({"ms_128_tokens": _prefill, "ms_1_token": _decode}, repeats)
     return table
 

@@ -24,7 +24,7 @@ def grade(
     workers: Annotated[int, typer.Option(min=1, help="Submissions graded at the same time.")] = 1,
     dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Send the work to this Dask scheduler.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the checks' inputs; default: the one kept in OUT.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds per submission.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds of processor time per submission.")] = 60.0,
     course: Annotated[Path | None, typer.Option(help="The folder that holds exercises/; default: this one.")] = None,
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="Grade even where submissions cannot be isolated.")
@@ -87,15 +87,20 @@ def collect(
 
 def check(
     notebook: Annotated[Path, typer.Argument(help="Your saved notebook, such as exercises/ex04_gptq.ipynb.")],
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that the notebook may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of processor time that the notebook may take.")] = 60.0,
+    again: Annotated[bool, typer.Option("--again", help="Run it even if its answers have not changed.")] = False,
 ) -> None:
-    """Print exactly what grading with the public seed says of a notebook. Exits with 0 if all checks hold."""
+    """Print exactly what grading with the public seed says of a notebook. Exits with 0 if all checks hold.
+
+    A notebook whose answers have not changed since the last time is not run again.
+    """
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
-        from labsupport.grading.own_work import check_own, show
+        from labsupport.grading.own_report import show
+        from labsupport.grading.own_work import check_own
 
-        row = check_own(notebook, timeout)
+        row = check_own(notebook, timeout, _own_results(notebook.parent), again, _say)
         typer.echo(show(row))
         raise typer.Exit(0 if row.status == "ok" else 1)
 
@@ -103,19 +108,36 @@ def check(
 def progress(
     folder: Annotated[Path, typer.Argument(help="The folder with your notebooks.")] = Path("exercises"),
 ) -> None:
-    """Show the points so far. Notebooks that have not changed since the last time are not run again."""
+    """Show the points so far, and the predictions made in the chapters.
+
+    Notebooks whose answers have not changed since the last time are not run again.
+    """
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
         if not folder.is_dir():
             raise ValueError(f"FOLDER must be the folder with your notebooks, got {folder}")
+        from labsupport.grading.own_report import show_predictions, show_progress
+        from labsupport.grading.own_work import points_of_exercises
         from labsupport.grading.own_work import progress as progress_of
-        from labsupport.grading.own_work import show_progress
-        from labsupport.grading.reports.results import file_name
-        from labsupport.lm.download import cache_root
 
-        cache = cache_root() / "progress" / file_name(str(folder.resolve()))
-        typer.echo(show_progress(progress_of(folder, cache)))
+        cache = _own_results(folder)
+        typer.echo(show_progress(progress_of(folder, cache, _say), points_of_exercises(cache)))
+        if predictions := show_predictions([folder, folder.resolve().parent / "notebooks"]):
+            typer.echo(f"\n{predictions}")
+
+
+def _own_results(folder: Path) -> Path:
+    """Where the rows of a student's own folder are kept."""
+    from labsupport.files import cache_root
+    from labsupport.grading.reports.results import file_name
+
+    return cache_root() / "progress" / file_name(str(folder.resolve()))
+
+
+def _say(line: str) -> None:
+    """What is being done, while it is done; on standard error, so that the report stays alone on standard output."""
+    typer.echo(line, err=True)
 
 
 def override(

@@ -47,7 +47,8 @@ def grade(
         workers: submissions that are graded at the same time.
         dask: address of a Dask scheduler to send the work to instead.
         seed: of the checks' inputs; default: that of ``out/seed.txt``, which is drawn if it is missing.
-        timeout: seconds for one submission; a single check or cell may take a third of it.
+        timeout: seconds of processor time for one submission; a single check or cell may take a third of it. By the
+            clock it may be five times as much.
         course: the folder that holds exercises/ as released; default: the current one, or the one the package is in.
         unsafe_no_sandbox: where no isolation works, grade without any.
 

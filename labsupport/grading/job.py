@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import re
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,10 +12,15 @@ from typing import Any
 from labsupport import __version__
 from labsupport.checks import Check, Exercise, Verdict, exercise
 from labsupport.checks.plain import decode, encode
+from labsupport.checks.visited import VisitedCheck
 from labsupport.grading.intake.notebook import InvalidNotebook, Submission, read_submission
 from labsupport.grading.reports.results import CheckResult, Row, fingerprint, one_line
-from labsupport.grading.sandbox.limits import Limits
+from labsupport.grading.sandbox.limits import WALL, Limits
+from labsupport.grading.sandbox.shared import close_warm_processes, warm_process
+from labsupport.grading.sandbox.visitor import Visit
 from labsupport.grading.sandbox.warm import Outcome, SandboxError, WarmProcess
+
+__all__ = ["Job", "close_warm_processes", "digest", "grade_one", "is_current", "warm_process"]
 
 # Python's own MemoryError has no message; one that an answer raises on purpose usually has one
 _OUT_OF_MEMORY = re.compile(r"raised MemoryError(?!:)|ArrayMemoryError|can't allocate memory|not enough memory")
@@ -37,8 +40,11 @@ class Job:
     hidden: tuple[str, ...] = ()  # folders that the sandbox must not show: the course, submissions, grades
 
 
-def grade_one(job: Job) -> Row:
+def grade_one(job: Job, watch: Callable[[str], None] | None = None) -> Row:
     """Grade one submission in a sandbox. Nothing that a student can do makes it raise.
+
+    Args:
+        watch: called with the name of each check when the sandbox begins with it.
 
     Raises:
         SandboxError: no isolation works on this machine (see `warm.WarmProcess`).
@@ -60,7 +66,7 @@ def grade_one(job: Job) -> Row:
         return replace(blank, status="not attempted", message=message, checks=_no_points(graded, message, False))
     warm = warm_process(job.hidden, job.unsafe_no_sandbox)
     try:
-        run = _Run(warm, job, graded, submission)
+        run = _Run(warm, job, graded, submission, watch)
     except SandboxError as problem:
         message = one_line(f"the grader's sandbox failed, the submission was not graded: {problem}")
         return replace(blank, message=message, isolation=warm.level, checks=_no_points(graded, message))
@@ -81,7 +87,14 @@ def is_current(row: Row, job: Job) -> bool:
 class _Run:
     """The runs of one submission: usually one, and one more for each run that a check cut short."""
 
-    def __init__(self, warm: WarmProcess, job: Job, graded: Exercise, submission: Submission) -> None:
+    def __init__(
+        self,
+        warm: WarmProcess,
+        job: Job,
+        graded: Exercise,
+        submission: Submission,
+        watch: Callable[[str], None] | None = None,
+    ) -> None:
         self.graded, self.submission, self.level = graded, submission, warm.level
         self.values: dict[int, bytes] = {}
         self.failures: dict[int, tuple[str, str]] = {}  # index of a check -> status, why
@@ -89,13 +102,23 @@ class _Run:
         self.seconds = self.cpu_seconds = self.memory_bytes = 0.0
         encoded, self.inputs = _draw(job.exercise, job.seed)
         left = list(range(len(graded.checks)))
-        while left and self.seconds < job.timeout:
-            seconds = job.timeout - self.seconds
-            limits = Limits(seconds=seconds, seconds_a_step=min(seconds, max(job.timeout / 3, 1.0)))
-            outcome = warm.run(submission.cells, job.exercise, {i: encoded[i] for i in left}, limits)
+        while left and self.cpu_seconds < job.timeout and self.seconds < WALL * job.timeout:
+            seconds = min(job.timeout - self.cpu_seconds, job.timeout - self.seconds / WALL)
+            limits = Limits(seconds, min(seconds, max(job.timeout / 3, 1.0)), WALL)
+            visits = {i: self._visit(i) for i in left if isinstance(graded.checks[i], VisitedCheck)}
+            shown = {i: b"" if i in visits else encoded[i] for i in left}
+            seen = None if watch is None else lambda i: watch(graded.checks[i].name) if i in encoded else None
+            outcome = warm.run(submission.cells, job.exercise, shown, limits, visits, seen)
             left = self._take(outcome, left)
         for index in left:
-            self.failures[index] = ("timeout", f"no time was left for it within {job.timeout:g} s")
+            self.failures[index] = (
+                "timeout",
+                f"no time was left for it within {job.timeout:g} s, which other checks took",
+            )
+
+    def _visit(self, index: int) -> Visit:
+        check, inputs = self.graded.checks[index], self.inputs[index]
+        return lambda channel, hello: check.receive(channel, inputs, hello)  # type: ignore[attr-defined]
 
     def _take(self, outcome: Outcome, wanted: list[int]) -> list[int]:
         """Record the results of the checks; return those that a fresh run may still get to."""
@@ -118,7 +141,9 @@ class _Run:
         reached = [index for index in left if index in outcome.started]
         cause = _cause(outcome)
         if not reached:  # a cell of the notebook ended it, and would again
-            self.failures |= dict.fromkeys(left, (cause[0], f"{cause[1]} while its cells ran"))
+            running = self.submission.cells[len(outcome.cells) : len(outcome.cells) + 1]
+            where = f"while cell {running[0][0]} ran" if running else "while its cells ran"
+            self.failures |= dict.fromkeys(left, (cause[0], one_line(f"{cause[1]}, {where}")))
             return []
         self.failures[reached[0]] = cause
         return [index for index in left if index != reached[0]]
@@ -147,8 +172,7 @@ class _Run:
         message = one_line(verdict.message)
         attempted = verdict.attempted
         if not attempted and self.cell_errors and "there is no function" in message:
-            error = "; ".join(f"cell {cell} ended with {error}" for cell, error in self.cell_errors.items())
-            message, attempted = one_line(f"{message}; {error}"), True
+            message, attempted = one_line(because_of(message, self.submission, self.cell_errors)), True
         return CheckResult(check.name, verdict.points, check.points, verdict.passed, message, attempted)
 
     def _status(self, failed: list[CheckResult]) -> str:
@@ -160,6 +184,13 @@ class _Run:
     def _message(self, failed: list[CheckResult]) -> str:
         attempted = [result for result in failed if result.attempted]
         return (attempted or failed)[0].message
+
+
+def because_of(message: str, submission: Submission, cell_errors: Mapping[str, str]) -> str:
+    """A message that a function is missing, with what the cells that should define it ended with."""
+    ended = {name: f"cell {name} ended with {error}" for name, error in cell_errors.items()}
+    ended |= {name: f"cell {name} has a syntax error in {why}" for name, why in submission.syntax_errors.items()}
+    return f"{message.partition(': run the answer cell')[0]}; {'; '.join(ended.values())}"
 
 
 def _judge(check: Check, inputs: Mapping[str, Any], data: bytes) -> Verdict:
@@ -178,8 +209,10 @@ def _failure_of(why: str) -> tuple[str, str]:
 def _cause(outcome: Outcome) -> tuple[str, str]:
     """Status and reason of a run that was cut short."""
     if outcome.ended:
+        call = f" in {one_line(outcome.calling, 150)}" if outcome.calling else ""
         return {
-            "timeout": ("timeout", "your code took too long"),
+            "timeout": ("timeout", f"your code took too long{call}: it computed until its time was over"),
+            "asleep": ("timeout", f"your code took too long{call}: it hardly computed, and waited for something"),
             "memory": ("memory", "your code took too much memory"),
             "output": ("output limit", "your code printed too much"),
             "result": ("output limit", "your code sent too much"),
@@ -209,25 +242,3 @@ def _draw(name: str, seed: int) -> tuple[dict[int, bytes], dict[int, dict[str, A
     drawn = {index: check.inputs(seed) for index, check in enumerate(exercise(name).checks)}
     shown = {index: {k: v for k, v in inputs.items() if not k.startswith("_")} for index, inputs in drawn.items()}
     return {index: encode(inputs) for index, inputs in shown.items()}, drawn
-
-
-# One warm process per grading process: importing torch takes longer than grading a submission.
-_warm: dict[tuple[tuple[str, ...], bool], WarmProcess] = {}
-_warm_lock = threading.Lock()
-
-
-def warm_process(hidden: tuple[str, ...] = (), unsafe_no_sandbox: bool = False) -> WarmProcess:
-    """This process's warm process, started when it is first needed; it ends with this process."""
-    with _warm_lock:
-        key = (hidden, unsafe_no_sandbox)
-        if key not in _warm:
-            _warm[key] = WarmProcess(hidden, unsafe_no_sandbox)
-        return _warm[key]
-
-
-@atexit.register
-def close_warm_processes() -> None:
-    """End all of them; the next job starts a new one."""
-    with _warm_lock:
-        while _warm:
-            _warm.popitem()[1].close()

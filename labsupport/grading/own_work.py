@@ -3,28 +3,51 @@
 The grader is the one that grades a class (`job.grade_one`). Where no sandbox works (macOS, Windows, many containers),
 the cells run in this process instead, as the code is the student's own, and a note says so. Never use it on someone
 else's notebook.
+
+Torch takes seconds to import, so it is imported only when something runs, while the sandbox starts beside it. A row is
+kept under a hash of all that it depends on, the cells that run and the package, so that nothing runs twice.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from labsupport import __version__
-from labsupport.checks import PUBLIC_SEED, exercise, exercises
-from labsupport.grading.intake.notebook import Submission
-from labsupport.grading.job import Job, digest, grade_one
-from labsupport.grading.reports.csv_safe import points
+import labsupport
+from labsupport.checks.lookup import exercise, exercises
+from labsupport.files import write_atomically
+from labsupport.grading.handed_out import pristine_of
+from labsupport.grading.intake.notebook import InvalidNotebook, read_submission
 from labsupport.grading.reports.results import CheckResult, Results, Row, fingerprint, one_line
-from labsupport.grading.stubs import STUB, make_exercise, read_answers, read_notebook, to_text
+
+if TYPE_CHECKING:
+    from labsupport.grading.job import Job
 
 IN_PROCESS = "none: the cells ran in this process, as no sandbox works here"
 ME = "me"  # the only student in one's own results
+Say = Callable[[str], None]  # told what is being done, one line at a time
 
 
-def check_own(path: Path, timeout: float = 60.0) -> Row:
+def check_own(
+    path: Path, timeout: float = 60.0, cache: Path | None = None, again: bool = False, say: Say = lambda line: None
+) -> Row:
     """Grade one notebook with the public seed.
+
+    Args:
+        timeout: seconds that the notebook may take.
+        cache: where rows are kept; a notebook whose answers have not changed is not run again.
+        again: run it all the same.
+        say: told what is being done.
 
     Raises:
         ValueError: the file cannot be read, or its name does not tell the exercise.
@@ -34,54 +57,35 @@ def check_own(path: Path, timeout: float = 60.0) -> Row:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    job = Job(ME, name, data, pristine_of(path, name), PUBLIC_SEED, timeout)
-    from labsupport.grading.sandbox.warm import SandboxError
-
-    try:
-        return grade_one(job)
-    except (SandboxError, ImportError) as error:  # ImportError: a system without fork or resource limits
-        return replace(_grade_in_process(job), notes=(f"not in a sandbox: {one_line(str(error))}",))
-
-
-def progress(folder: Path, cache: Path | None = None) -> list[tuple[str, Row | None]]:
-    """Every exercise of the course with the row of its notebook in ``folder``, None if there is none.
-
-    Args:
-        cache: where rows are kept, so that only notebooks that have changed run again.
-    """
+    pristine = pristine_of(path, name)
+    state = _state(data, pristine, timeout)
     results = Results(cache) if cache is not None else None
+    known = results.load(ME, name) if results is not None and not again else None
+    if known is not None and known.digest == state and known.status != "error":
+        say(f"{name}: not run again, since nothing in it has changed")
+        return known
+    row = replace(_run(name, data, pristine, timeout, say), digest=state)
+    if results is not None:
+        results.save(row)
+    return row
+
+
+def progress(folder: Path, cache: Path | None = None, say: Say = lambda line: None) -> list[tuple[str, Row | None]]:
+    """Every exercise of the course with the row of its notebook in ``folder``, None if there is none."""
     found = {exercise_of(path): path for path in sorted(folder.glob("*.ipynb")) if _is_exercise(path)}
-    table: list[tuple[str, Row | None]] = []
-    for name in exercises():
-        path = found.get(name)
-        row = results.load(ME, name) if results is not None else None
-        if path is not None and (row is None or not _current(row, path)):
-            row = check_own(path)
-            if results is not None:
-                results.save(row)
-        table.append((name, row if path is not None else None))
-    return table
+    return [(name, check_own(found[name], cache=cache, say=say) if name in found else None) for name in exercises()]
 
 
-def show(row: Row) -> str:
-    """What `check` prints: the verdict of every check, word for word as in the feedback page."""
-    lines = [f"{row.exercise}: {points(row.score)} of {points(row.max_score)} points, {row.status}"]
-    lines += [f"  {check.message}" for check in row.checks] or [f"  {row.message}"]
-    lines += [f"  note: {note}" for note in row.notes]
-    lines.append(f"  (public seed; sandbox: {row.isolation or 'no code ran'})")
-    return "\n".join(lines)
-
-
-def show_progress(table: list[tuple[str, Row | None]]) -> str:
-    """What `progress` prints."""
-    lines = [f"{'exercise':<28}{'points':>9}  state"]
-    for name, row in table:
-        score = points(row.score) if row is not None else 0
-        state = "no notebook" if row is None else row.status if row.status in ("ok", "not attempted") else row.message
-        lines.append(f"{name:<28}{f'{score} / {exercise(name).points}':>9}  {state}")
-    total = points(sum(row.score for _, row in table if row is not None))
-    lines.append(f"{'all':<28}{f'{total} / {sum(exercise(name).points for name, _ in table)}':>9}")
-    return "\n".join(lines)
+def points_of_exercises(cache: Path | None = None) -> dict[str, int]:
+    """The points of every exercise; kept, since asking the checks means importing torch."""
+    file = None if cache is None else cache / f"points-{_package_state()[:16]}.json"
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return {str(name): int(points) for name, points in json.loads(file.read_bytes()).items()}
+    found = {name: exercise(name).points for name in exercises()}
+    if file is not None:
+        write_atomically(file, json.dumps(found))
+    return found
 
 
 def exercise_of(path: Path) -> str:
@@ -96,20 +100,50 @@ def exercise_of(path: Path) -> str:
     raise ValueError(f"the file's name must begin with one of {', '.join(exercises())}, got {path.name}")
 
 
-def pristine_of(path: Path, name: str) -> bytes:
-    """The exercise as handed out: made from the course's solution if that is at hand, else the notebook with stubs."""
-    for folder in (path.resolve().parent.parent, Path.cwd()):
-        solution = folder / "solutions" / f"{name}.ipynb"
-        if solution.is_file():
-            return to_text(make_exercise(read_notebook(solution), name)).encode()
+def _state(data: bytes, pristine: bytes, timeout: float) -> str:
+    """A hash of all that the row depends on: what runs of the notebook, what is said about it, and the package."""
     try:
-        own = read_notebook(path)
-        for cell in own.cells:
-            if cell.get("id") in read_answers(own):
-                cell.source = STUB
-        return to_text(own).encode()
-    except Exception as error:  # nbformat, json and the decoder each raise their own
-        raise ValueError(f"{path.name} is not a readable notebook: {one_line(str(error))}") from None
+        read = read_submission(data, pristine)
+        what: object = (read.cells, read.notes)
+    except InvalidNotebook as problem:
+        what = str(problem)
+    return hashlib.sha256(json.dumps([what, timeout, _package_state()]).encode()).hexdigest()
+
+
+@cache
+def _package_state() -> str:
+    found = hashlib.sha256(f"{sys.version} {version('torch')} {labsupport.__version__}".encode())
+    for path in sorted(Path(labsupport.__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _run(name: str, data: bytes, pristine: bytes, timeout: float, say: Say) -> Row:
+    say(f"{name}: starting Python in a sandbox, with PyTorch in it")
+    _start_early()
+    from labsupport.checks.check import PUBLIC_SEED
+    from labsupport.grading.job import Job, grade_one
+    from labsupport.grading.sandbox.warm import SandboxError
+
+    job = Job(ME, name, data, pristine, PUBLIC_SEED, timeout)
+    try:
+        return grade_one(job, lambda check: say(f"{name}: {check}"))
+    except (SandboxError, ImportError) as error:  # ImportError: a system without fork or resource limits
+        say(f"{name}: no sandbox works here, so your cells run in this process")
+        row = _grade_in_process(job)
+        return replace(row, notes=(f"not in a sandbox: {one_line(str(error))}", *row.notes))
+
+
+def _start_early() -> None:
+    """Have the sandbox import torch while this process does. What fails here fails again in `grade_one`."""
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            from labsupport.grading.sandbox.shared import warm_process
+
+            warm_process()
+
+    threading.Thread(target=start, daemon=True).start()
 
 
 def _grade_in_process(job: Job) -> Row:
@@ -117,29 +151,30 @@ def _grade_in_process(job: Job) -> Row:
     from IPython.utils.capture import capture_output
     from traitlets.config import Config
 
-    from labsupport.grading.intake.notebook import InvalidNotebook, read_submission
+    from labsupport.grading.job import because_of, digest
     from labsupport.grading.sandbox.kernel import run_cell
 
     graded = exercise(job.exercise)
-    blank = Row(job.student, job.exercise, 0, graded.points, "invalid notebook", "", isolation=IN_PROCESS,
-                digest=digest(job.data), seed_fingerprint=fingerprint(job.seed), version=__version__)  # fmt: skip
+    blank = Row(
+        job.student, job.exercise, 0, graded.points, "invalid notebook", "", isolation=IN_PROCESS,
+        digest=digest(job.data), seed_fingerprint=fingerprint(job.seed), version=labsupport.__version__,
+    )  # fmt: skip
     try:
-        submission: Submission = read_submission(job.data, job.pristine)
+        submission = read_submission(job.data, job.pristine)
     except InvalidNotebook as problem:
         return replace(blank, message=one_line(f"not a notebook that can be graded: {problem}"))
     quiet = Config()
     quiet.HistoryManager.enabled = False  # writes nothing into ~/.ipython
     shell = InteractiveShell(user_ns={"__name__": "__main__"}, config=quiet)
     with capture_output():
-        for _, source in submission.cells:
-            run_cell(shell, source)
-    verdicts = graded.grade(shell.user_ns, job.seed)
-    checks = tuple(
-        CheckResult(check.name, v.points, check.points, v.passed, one_line(v.message), v.attempted)
-        for check in graded.checks
-        for v in [verdicts[check.name]]
-    )
-    return _with_outcome(blank, checks)
+        ended = {name: error for name, source in submission.cells if (error := run_cell(shell, source))}
+    checks = []
+    for check, v in zip(graded.checks, graded.grade(shell.user_ns, job.seed).values(), strict=True):
+        message, attempted = v.message, v.attempted
+        if not attempted and ended and "there is no function" in message:
+            message, attempted = because_of(message, submission, ended), True
+        checks.append(CheckResult(check.name, v.points, check.points, v.passed, one_line(message), attempted))
+    return _with_outcome(replace(blank, notes=submission.notes), tuple(checks))
 
 
 def _with_outcome(blank: Row, checks: tuple[CheckResult, ...]) -> Row:
@@ -150,10 +185,6 @@ def _with_outcome(blank: Row, checks: tuple[CheckResult, ...]) -> Row:
         return replace(blank, score=score, status="ok", message=f"all {len(checks)} checks hold", checks=checks)
     status = "failed" if attempted or len(failed) < len(checks) else "not attempted"
     return replace(blank, score=score, status=status, message=(attempted or failed)[0].message, checks=checks)
-
-
-def _current(row: Row, path: Path) -> bool:
-    return row.digest == digest(path.read_bytes()) and row.version == __version__ and row.status != "error"
 
 
 def _is_exercise(path: Path) -> bool:

@@ -6,7 +6,8 @@ A cell is treated by its tags:
   markers). Inside a function the region becomes `raise NotImplementedError`; at the top level, where helpers of the
   solution stand, it is removed without a trace. Signature, docstring and all code outside of a region are kept. A cell
   whose stub would not parse or would not raise NotImplementedError is an error: a forgotten marker leaks nothing.
-- `check`: kept with its stored output, which nbval compares, so it must have run without an error.
+- `check`: kept without its output, which would be a success above an empty answer. In the solution it must have run
+  without an error, and it must have the tag `nbval-ignore-output`: nbval then asks no more than that it raises nothing.
 - `solution`: left out.
 - anything else: kept without outputs; a solution marker in it is an error.
 
@@ -20,8 +21,6 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import nbformat
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "raise NotImplementedError"
@@ -49,13 +48,14 @@ def make_exercise(solution: Notebook, name: str = "notebook") -> Notebook:
     """The exercise for a solution, which is not changed.
 
     Raises:
-        ValueError: an answer cell yields no stub, or a check cell has no stored output.
+        ValueError: an answer cell yields no stub, or a check cell has no stored output or lacks its second tag.
     """
+    import nbformat  # takes seconds, which `labsupport check` need not wait for
+
     exercise = copy.deepcopy(solution)
-    cells, count = [], 0
+    cells = []
     for cell in exercise.cells:
         where, tags = f"{name}, cell {cell.id}", cell.metadata.get("tags", [])
-        count += cell.cell_type == "code"
         if "solution" in tags:
             continue
         if "answer" in tags:
@@ -64,9 +64,9 @@ def make_exercise(solution: Notebook, name: str = "notebook") -> Notebook:
             raise ValueError(f"{where}: has a solution marker but lacks the tag `answer`")
         if "check" in tags:
             _require_good_output(cell, where)
-            cell.outputs = _joined(cell.outputs)
-            cell.execution_count = count  # as after "run all", whatever the order in which the cells were run
-        elif cell.cell_type == "code":
+            if "nbval-ignore-output" not in tags:
+                raise ValueError(f"{where}: a check cell needs the tag `nbval-ignore-output`")
+        if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         cell.metadata = {key: value for key, value in cell.metadata.items() if key not in _CELL_NOISE}
         cells.append(cell)
@@ -128,23 +128,16 @@ def place_answers(exercise: Notebook, answers: Mapping[str, str]) -> Notebook:
 
 
 def read_notebook(path: Path | str) -> Notebook:
+    import nbformat
+
     return nbformat.read(str(path), as_version=4)
 
 
 def to_text(notebook: Notebook) -> str:
     """How every notebook is written: sorted keys, indent 1, a newline at the end."""
+    import nbformat
+
     return nbformat.writes(notebook, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
-
-
-def _joined(outputs: list[Any]) -> list[Any]:
-    """One output for what a kernel published in pieces: how a stream is split depends on timing."""
-    joined: list[Any] = []
-    for output in outputs:
-        if joined and output.output_type == "stream" and output.get("name") == joined[-1].get("name"):
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    return joined
 
 
 def _require_good_output(cell: Notebook, where: str) -> None:

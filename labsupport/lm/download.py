@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from labsupport.files import replacing_folder
+from labsupport.files import cache_root, replacing_folder
 from labsupport.lm.folder import sha256, write_json
 
 HUB_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -95,11 +95,6 @@ def require_sha256(path: Path, expected: str) -> None:
 
 class ModelNotAvailable(RuntimeError):
     """The model is not cached, and no source could supply it."""
-
-
-def cache_root() -> Path:
-    """Where fetched models are kept: ``$LABSUPPORT_CACHE``, else ``~/.cache/labsupport``."""
-    return Path(os.environ.get("LABSUPPORT_CACHE") or Path.home() / ".cache" / "labsupport")
 
 
 def cached_folder(name: str, fetch: Callable[[Path], None]) -> Path:

@@ -1,6 +1,7 @@
 """The Hessian of a layer's output error, and the factor of its inverse that GPTQ and SparseGPT walk along.
 
-Both minimize ‖X dWᵀ‖² = tr(dW H dWᵀ) / 2 with H = 2 XᵀX, the second derivative of that error by any row of the weight.
+Both minimize ½‖X dWᵀ‖² = ½ tr(dW H dWᵀ), whose second derivative by any row of the weight is H = XᵀX. The papers leave
+out the ½ and have 2 XᵀX: a positive factor in H changes nothing, and neither does the number of tokens below.
 The factor is the one of GPTQ (Frantar et al. 2022, arXiv 2210.17323, section 3.3, step 3).
 """
 

@@ -1,3 +1,4 @@
+from .budgets import equal_budgets, train_with_mask
 from .iterative import cubic_schedule, fit, geometric_schedule, iterative_prune
 from .llama import neuron_scores, prune_llama
 from .magnitude import achieved_sparsity, global_magnitude_masks, magnitude_mask
@@ -21,6 +22,7 @@ __all__ = [
     "Pruner",
     "achieved_sparsity",
     "cubic_schedule",
+    "equal_budgets",
     "fit",
     "geometric_schedule",
     "global_magnitude_masks",
@@ -37,6 +39,7 @@ __all__ = [
     "sparsegpt_prune",
     "sparsegpt_prune_together",
     "to_semi_structured",
+    "train_with_mask",
     "wanda_mask",
     "wanda_scores",
 ]

@@ -1,12 +1,12 @@
 """GPTQ: quantize a weight column by column, and let the columns still to come compensate each rounding error.
 
 Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
-(arXiv 2210.17323), algorithm 1. The layer's output error on inputs X is tr(dW H dWᵀ) / 2 with H = 2 XᵀX: errors that
-cancel under correlated inputs cost nothing. Rounding column j to q_j leaves
+(arXiv 2210.17323), algorithm 1. The layer's output error on inputs X is ½‖X dWᵀ‖² = ½ tr(dW H dWᵀ) with H = XᵀX: errors
+that cancel under correlated inputs cost nothing. Rounding column j to ŵ_j, the value of its codes, leaves
 
-    err_j = (w_j - q_j) / U_jj,    w_k -= err_j U_jk  for every later column k      (equations 2 and 3)
+    err_j = (w_j - ŵ_j) / U_jj,    w_k -= err_j U_jk  for every later column k      (equations 2 and 3)
 
-with U the upper Cholesky factor of the inverse of H (the paper's "H⁻¹" from its section 3.3, step 3, on). err_j² is
+with U the upper Cholesky factor of the inverse of H (the paper's "H⁻¹" from its section 3.3, step 3, on). ½ err_j² is
 what column j adds to the output error for good. Where no inputs correlate (H a multiple of I) nothing moves, and GPTQ
 is round-to-nearest.
 
@@ -31,7 +31,7 @@ from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, qu
 
 @dataclass(frozen=True)
 class GPTQStep:
-    """What rounding one column did: its quantized values q_j, err_j, and the weight with all later columns moved."""
+    """What rounding one column did: its quantized values ŵ_j, err_j, and the weight with all later columns moved."""
 
     column: int
     quantized: Float[Tensor, " out"]
@@ -65,11 +65,11 @@ def gptq_steps(
             scale, zero_point = find_scale_zero(original[:, first : first + group_size], bits, symmetric)
         elif i % group_size == 0:  # by now all earlier errors have reached this group
             scale, zero_point = find_scale_zero(W[:, order[i : i + group_size]], bits, symmetric)
-        q = (quantize_to_codes(W[:, j], scale, zero_point, bits) - zero_point) * scale
-        err = (W[:, j] - q) / U[i, i]
+        rounded = (quantize_to_codes(W[:, j], scale, zero_point, bits) - zero_point) * scale
+        err = (W[:, j] - rounded) / U[i, i]
         W[:, order[i:]] -= err[:, None] * U[i, i:]
-        W[:, j] = q  # which it is already, up to rounding in float32
-        yield GPTQStep(j, q, err, W.clone())
+        W[:, j] = rounded  # which it is already, up to rounding in float32
+        yield GPTQStep(j, rounded, err, W.clone())
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def gptq_quantize(
     group_size = resolve_group_size(group_size, in_features)
     static = act_order if static_groups is None else static_groups
 
-    # Row j: how far each later column moves for a unit of w_j - q_j.
+    # Row j: how far each later column moves for a unit of w_j - ŵ_j.
     factor_over_diagonal = factor / factor.diagonal()[:, None]
     columns = weight[:, order].t().contiguous()  # [in, out]
     codes = torch.empty_like(columns)
@@ -149,7 +149,7 @@ def _quantize_block(
     factor_over_diagonal: Float[Tensor, "block block"], scale: Float[Tensor, "groups out"],
     zero_point: Float[Tensor, "groups out"], group_of: list[int], bits: int,
 ) -> Float[Tensor, "block out"]:  # fmt: skip
-    """Codes of one block of columns, each error passed on within the block; returns the errors w_j - q_j."""
+    """Codes of one block of columns, each error passed on within the block; returns the errors w_j - ŵ_j."""
     errors = torch.empty_like(columns)
     steps = zip(group_of, columns, codes, errors, strict=True)
     for j, (group, column, code, error) in enumerate(steps):

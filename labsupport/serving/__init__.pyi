@@ -1,6 +1,7 @@
 from .api import create_app
 from .backend import Backend, GenerationFailed, Overloaded, Unavailable
 from .engine_thread import EngineThread, as_backend
+from .local import serving
 from .monitor import PerformanceMonitor
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "Unavailable",
     "as_backend",
     "create_app",
+    "serving",
 ]

@@ -107,8 +107,9 @@ class PerformanceMonitor:
         now = self.clock()
         opened = max(self._start, now - self.window_seconds)
         kept = [counts for counts in self._counts if counts[0] >= opened]
-        if kept and len(kept) < len(self._counts):
-            opened = max(self._start, kept[0][0])  # a slot that the window cuts is left out, and so is its time
+        for counts in self._counts:
+            if counts[0] < opened < counts[0] + self._slot:
+                opened = counts[0] + self._slot  # a slot that the window cuts is left out, and so is its time
         requests, errors, prompt, generation = (sum(counts[column] for counts in kept) for column in range(1, 5))
         seconds = now - opened
 

@@ -67,7 +67,7 @@ def test_all_cells_ran_without_an_error(chapter, lab):
 
 def test_every_slider_moves_its_picture_without_flicker(chapter, lab, capsys):
     pictures = chapter.watch()
-    assert pictures >= 4, f"only {pictures} moving pictures"
+    assert pictures >= 2, f"only {pictures} moving pictures"
     for index in range(pictures):
         chapter.screenshot_of_picture(index, f"{chapter.notebook.stem}-{lab.kernel}-{index}")
     sliders = chapter.sliders()

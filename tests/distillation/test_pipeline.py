@@ -12,7 +12,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from labsupport.distillation.classifier import compress_digits, confidence_interval, digits_gain, quantize_linears
+from labsupport.distillation.classifier import (
+    compress_digits,
+    confidence_interval,
+    digits_gain,
+    digits_pruning,
+    quantize_linears,
+)
 from labsupport.distillation.digits import load_digits, mlp
 from labsupport.distillation.measuring import CompressionTable, count_weights, memory_bytes, stored_bytes
 from labsupport.distillation.pipeline import compress_lm, small_student, training_pairs
@@ -144,8 +150,13 @@ def test_the_whole_chain_of_a_language_model() -> None:
     neurons = table.models["distilled, pruned"].layers[0].mlp.down_proj.in_features
     assert neurons == pytest.approx(0.75 * 48)
     product, baselines = frame.loc[chain[-1]], frame[frame.index.str.startswith("baseline")]
-    assert len(baselines) == 4
+    assert len(baselines) == 6
     assert baselines.loc["baseline: alone, pruned, quantized", "bytes_on_disk"] == product["bytes_on_disk"]
+    longer, whole = (table.models[f"baseline: {name}"] for name in ("teacher, trained on", "distilled, not pruned"))
+    for trained, from_ in ((longer, teacher), (whole, table.models[chain[1]])):
+        ours, theirs = dict(trained.named_parameters()), dict(from_.named_parameters())
+        assert ours.keys() == theirs.keys()
+        assert not torch.equal(ours["layers.0.mlp.up_proj.weight"], theirs["layers.0.mlp.up_proj.weight"])
     # the same start, batches and steps, and still not the same student
     alone, distilled = (table.models[name].layers[0].mlp.up_proj.weight for name in ("student, alone", chain[1]))
     assert not torch.equal(alone, distilled)
@@ -192,6 +203,17 @@ def test_a_distilled_student_beats_the_same_student_alone() -> None:
     assert frame["gain"].tolist() == pytest.approx((frame["distilled"] - frame["alone"]).tolist())
     assert frame["teacher"].min() > 0.95
     assert frame["gain"].mean() > 0
+
+
+def test_pruning_with_equal_budgets_is_one_table() -> None:
+    frame = digits_pruning(range(2), sizes=(64, 32, 10))
+    seeds = frame[["seed 0", "seed 1"]]
+    assert frame["mean"].tolist() == pytest.approx(seeds.mean(axis=1).tolist())
+    assert frame["lowest"].tolist() == seeds.min(axis=1).tolist()
+    assert frame["highest"].tolist() == seeds.max(axis=1).tolist()
+    assert frame["zeros"].tolist() == pytest.approx([0] + [0.9] * 7, abs=1e-3)
+    assert frame["epochs since reset"].tolist() == [40, 0, 40, 40, 40, 8, 40, 40]
+    assert frame.loc["one cut", "mean"] > frame.loc["one cut, not trained", "mean"]
 
 
 def test_confidence_interval_is_students() -> None:

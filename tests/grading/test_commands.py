@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import runpy
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from labsupport.checks import PUBLIC_SEED, exercises
 from labsupport.cli import app
 from labsupport.grading import own_work
 from labsupport.grading.job import Job, grade_one
-from labsupport.grading.own_work import check_own
-from labsupport.grading.reports.results import Results
+from labsupport.grading.reports.results import Results, Row
 from labsupport.grading.sandbox.warm import SandboxError
 from labsupport.grading.stubs import place_answers, read_notebook, to_text
+from labsupport.widgets.guesses import Guess, keep_guess
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = runpy.run_path(str(ROOT / "tests" / "checks" / "catalogue" / "load.py"))
@@ -117,7 +118,12 @@ def test_collect_ends_with_1_if_something_was_left_out(tmp_path):
     assert "late       alice/ex02_kv_cache_size" in result.output and "unknown    strange.ipynb" in result.output
 
 
-def test_check_says_what_grading_with_the_public_seed_says(tmp_path):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABSUPPORT_CACHE", str(tmp_path / "cache"))
+
+
+def test_check_says_what_grading_with_the_public_seed_says(tmp_path, own_cache):
     path = hand_in(tmp_path / f"{NAME}.ipynb", WRONG[0].cells)
     pristine = (ROOT / "exercises" / f"{NAME}.ipynb").read_bytes()
     try:
@@ -126,28 +132,40 @@ def test_check_says_what_grading_with_the_public_seed_says(tmp_path):
         pytest.skip(f"no sandbox works here: {error}")
     result = run("check", path)
     assert result.exit_code == 1
-    assert [line.strip() for line in result.output.splitlines()[1:-1]] == [check.message for check in row.checks]
+    assert [line.strip() for line in result.stdout.splitlines()[1:-1]] == [check.message for check in row.checks]
+    said = result.stderr.splitlines()
+    assert said[0] == f"{NAME}: starting Python in a sandbox, with PyTorch in it"
+    assert said[1:] == [f"{NAME}: {check.name}" for check in row.checks]
+    again = run("check", path)
+    assert again.stdout == result.stdout
+    assert again.stderr == f"{NAME}: not run again, since nothing in it has changed\n"
     right = run("check", hand_in(path, RIGHT[0].cells))
-    assert right.exit_code == 0 and right.output.startswith(f"{NAME}: 10 of 10 points, ok\n")
+    assert right.exit_code == 0 and right.stdout.startswith(f"{NAME}: 10 of 10 points, ok\n")
 
 
-def test_progress_counts_and_does_not_run_again_what_did_not_change(tmp_path, monkeypatch):
+def test_progress_counts_exercises_and_predictions(tmp_path, monkeypatch, own_cache):
     runs = []
 
-    def counted(path):
-        runs.append(path.name)
-        return check_own(path)
+    def counted(name, *_):
+        runs.append(name)
+        return Row(own_work.ME, name, 10, 10, "ok", "all 6 checks hold")
 
-    monkeypatch.setattr(own_work, "check_own", counted)
-    monkeypatch.setenv("LABSUPPORT_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "work"
+    monkeypatch.setattr(own_work, "_run", counted)
+    folder = tmp_path / "exercises"
     hand_in(folder / f"{NAME}.ipynb", RIGHT[0].cells)
     (folder / "scratch.ipynb").write_text("{}")
     first = run("progress", folder)
     assert first.exit_code == 0, first.output
-    lines = {line.split()[0]: line for line in first.output.splitlines()}
+    lines = {line.split()[0]: line for line in first.stdout.splitlines()}
     assert "10 / 10  ok" in lines[NAME] and "0 / 20  no notebook" in lines["ex04_gptq"]
     assert list(lines)[1:-1] == exercises() and "10 / 110" in lines["all"]
-    assert run("progress", folder).output == first.output and runs == [f"{NAME}.ipynb"]
-    hand_in(folder / f"{NAME}.ipynb", WRONG[0].cells)
-    assert WRONG[0].check in run("progress", folder).output and len(runs) == 2
+    (tmp_path / "notebooks").mkdir()
+    chapter = {"cells": [{"cell_type": "code", "source": 'predict("a", "One?")', "metadata": {}}]}
+    (tmp_path / "notebooks" / "01_first.ipynb").write_text(json.dumps(chapter))
+    keep_guess(tmp_path / "notebooks", Guess("a", "One?", 1.0))
+    again = run("progress", folder)
+    assert runs == [NAME] and "not run again" in again.stderr
+    assert (
+        again.stdout.startswith(f"{first.stdout}\npredictions")
+        and "01_first                        1 / 1" in again.stdout
+    )

@@ -84,14 +84,13 @@ def test_what_one_function_does_costs_the_other_nothing(code: str, status: str, 
 def test_a_cell_that_ends_the_process_ends_all_checks_at_once() -> None:
     row = grade_one(job_of({"answer-quantize": "import os; os._exit(0)", "answer-dequantize": RIGHT}))
     assert row.status == "exited" and row.score == 0
-    assert "while its cells ran" in row.message
+    assert ", while cell answer-quantize ran" in row.message
 
 
 def test_a_syntax_error_is_named_and_counts_as_an_attempt() -> None:
     row = grade_one(job_of({"answer-quantize": "def quantize_int8(x, axis=None)\n    return 1"}))
-    assert (
-        row.status == "failed" and "SyntaxError" in row.message and "there is no function quantize_int8" in row.message
-    )
+    assert row.status == "failed" and "there is no function quantize_int8; cell answer-quantize" in row.message
+    assert "has a syntax error in line 1, `def quantize_int8(x, axis=None)`: expected ':'" in row.message
 
 
 def test_memory_is_told_from_other_failures() -> None:
@@ -113,9 +112,9 @@ def test_another_seed_draws_other_inputs_and_does_not_show(monkeypatch) -> None:
     warm = jobs.warm_process((), True)
     run = warm.run
 
-    def listen(cells, name, inputs, limits):
+    def listen(cells, name, inputs, limits, visits, watch):
         sent.append((cells, inputs))
-        return run(cells, name, inputs, limits)
+        return run(cells, name, inputs, limits, visits, watch)
 
     monkeypatch.setattr(jobs, "warm_process", lambda *_: warm)
     monkeypatch.setattr(warm, "run", listen)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from labsupport.grading import own_work
-from labsupport.grading.own_work import IN_PROCESS, check_own, exercise_of, pristine_of
+from labsupport.grading import job, own_work
+from labsupport.grading.own_work import IN_PROCESS, check_own, exercise_of
+from labsupport.grading.reports.results import Row
 from labsupport.grading.sandbox.warm import SandboxError
 from labsupport.grading.stubs import place_answers, read_notebook, to_text
 
@@ -25,7 +28,12 @@ def hand_in(path: Path, cells: dict[str, str] | None = None) -> Path:
     return path
 
 
-@pytest.mark.parametrize("cells", [RIGHT[0].cells, WRONG[0].cells, None], ids=["right", "wrong", "stub"])
+BROKEN = {next(iter(RIGHT[0].cells)): "def kv_cache_bytes(*numbers)\n    return 1"}
+
+
+@pytest.mark.parametrize(
+    "cells", [RIGHT[0].cells, WRONG[0].cells, BROKEN, None], ids=["right", "wrong", "syntax error", "stub"]
+)
 def test_without_a_sandbox_the_verdict_is_the_same(tmp_path, monkeypatch, cells):
     path = hand_in(tmp_path / f"{NAME}.ipynb", cells)
     try:
@@ -33,15 +41,21 @@ def test_without_a_sandbox_the_verdict_is_the_same(tmp_path, monkeypatch, cells)
     except SandboxError as error:
         pytest.skip(f"no sandbox works here: {error}")
 
-    def no_sandbox(job):
+    def no_sandbox(*_):
         raise SandboxError("not on this system")
 
-    monkeypatch.setattr(own_work, "grade_one", no_sandbox)
+    monkeypatch.setattr(job, "grade_one", no_sandbox)
+    monkeypatch.setattr(own_work, "_start_early", lambda: None)
     row = check_own(path)
     assert row.isolation == IN_PROCESS and "not on this system" in row.notes[0]
     assert (row.score, row.status) == (expected.score, expected.status)
     if cells is not None:
         assert [check.message for check in row.checks] == [check.message for check in expected.checks]
+    if cells is BROKEN:
+        assert (
+            "cell answer-bytes has a syntax error in line 1, `def kv_cache_bytes(*numbers)`: expected ':'"
+            in row.message
+        )
 
 
 @pytest.mark.parametrize(("name", "expected"), [
@@ -56,9 +70,60 @@ def test_a_notebook_is_known_by_its_name(name, expected):
         assert exercise_of(Path(name)) == expected
 
 
-def test_where_the_solutions_are_not_at_hand_the_own_notebook_is_the_frame(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = hand_in(tmp_path / f"{NAME}.ipynb", RIGHT[0].cells)
-    frame = pristine_of(path, NAME)
-    assert b"raise NotImplementedError" in frame and RIGHT[0].cells[next(iter(RIGHT[0].cells))].encode() not in frame
-    assert check_own(path).score == 10
+@pytest.fixture
+def runs(monkeypatch):
+    """The names of what ran, which is not really run."""
+    names = []
+
+    def run(name, *_):
+        names.append(name)
+        return Row(own_work.ME, name, 10, 10, "ok", "all 6 checks hold")
+
+    monkeypatch.setattr(own_work, "_run", run)
+    return names
+
+
+def test_only_what_changed_in_the_answers_runs_again(tmp_path, runs):
+    said: list[str] = []
+    path, cache = hand_in(tmp_path / f"{NAME}.ipynb", RIGHT[0].cells), tmp_path / "cache"
+
+    def check(**options):
+        return check_own(path, cache=cache, say=said.append, **options)
+
+    first = check()
+    notebook = read_notebook(path)
+    notebook.cells[3].execution_count, notebook.cells[0].source = 7, "# My notes"  # saved again, with other outputs
+    path.write_text(to_text(notebook), encoding="utf-8")
+    assert check() == first and len(runs) == 1
+    assert said == [f"{NAME}: not run again, since nothing in it has changed"]
+    check(again=True)
+    check(timeout=5)
+    assert len(runs) == 3
+    hand_in(path, WRONG[0].cells)
+    check()
+    assert len(runs) == 4
+    own_work._package_state.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as other:  # another version of the course
+            other.setattr("labsupport.__version__", "0.0")
+            check()
+    finally:
+        own_work._package_state.cache_clear()
+    assert len(runs) == 5
+
+
+def test_what_is_unchanged_is_shown_without_importing_torch(tmp_path, runs):
+    path, cache = hand_in(tmp_path / f"{NAME}.ipynb", RIGHT[0].cells), tmp_path / "cache"
+    check_own(path, cache=cache)
+    code = f"""
+import sys
+from pathlib import Path
+from labsupport.cli import app
+from labsupport.grading import own_report, own_work
+row = own_work.check_own(Path({str(path)!r}), cache=Path({str(cache)!r}))
+print(own_report.show(row).splitlines()[0])
+slow = {{"torch", "nbformat", "IPython"}} & set(sys.modules)
+sys.exit(f"imported: {{slow}}" if slow else 0)
+"""
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (outcome.returncode, outcome.stdout) == (0, f"{NAME}: 10 of 10 points, ok\n"), outcome.stderr

@@ -24,8 +24,11 @@ def double(x):
 """.strip()
 
 
+TAGS = ["check", "nbval-ignore-output"]
+
+
 def solution() -> nbformat.NotebookNode:
-    check = new_code_cell("check(double)", id="check-double", metadata={"tags": ["check"]}, execution_count=41)
+    check = new_code_cell("check(double)", id="check-double", metadata={"tags": TAGS}, execution_count=41)
     check.outputs = [new_output("stream", name="stdout", text="✓ fine\n")]
     look = new_code_cell(
         "double(2)",
@@ -70,16 +73,16 @@ def test_the_repository_is_in_step():
     assert [name.removesuffix(".ipynb") for name in report.unchanged] == exercises()
 
 
-def test_an_exercise_keeps_ids_tags_and_check_output_and_nothing_else(course):
+def test_an_exercise_keeps_ids_and_tags_and_no_output(course):
     release(course)
     made = read_notebook(course / "exercises" / "ex.ipynb")
     nbformat.validate(made)
     cells = {cell.id: cell for cell in made.cells}
     assert list(cells) == ["task", "answer-double", "look", "check-double"]
     assert cells["answer-double"].metadata == {"tags": ["answer", "nbval-ignore-output"], "nbgrader": {"grade": False}}
-    assert cells["look"].outputs == [] and cells["look"].execution_count is None and cells["look"].metadata == {}
-    assert cells["check-double"].outputs[0].text == "✓ fine\n"
-    assert cells["check-double"].execution_count == 3  # as after "run all"
+    assert cells["look"].metadata == {}
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells.values() if "outputs" in cell)
+    assert cells["check-double"].metadata == {"tags": TAGS}
     assert made.metadata.kernelspec.name == "python3" and made.metadata.celltoolbar == "Tags"
     assert "widgets" not in made.metadata and "version" not in made.metadata.language_info
     assert (made.nbformat, made.nbformat_minor) == (4, 5)
@@ -132,6 +135,7 @@ def test_compare_reads_anything(course):
     (3, {"outputs": []}, "check-double: a check cell must be stored with its output, it has no output"),
     (3, {"execution_count": None}, "check-double: a check cell must be stored with its output"),
     (3, {"outputs": [new_output("error", ename="CheckFailed", evalue="no", traceback=[])]}, "it has an error"),
+    (3, {"metadata": {"tags": ["check"]}}, "check-double: a check cell needs the tag `nbval-ignore-output`"),
     (2, {"id": "task"}, "an id of its own"),
     (2, {"id": None}, "an id of its own"),
     (2, {"source": ANSWER}, "look: has a solution marker but lacks the tag"),
@@ -171,12 +175,21 @@ def test_an_exercise_is_put_together_as_the_course_asks(name):
     assert [cell.id.replace("-", "_") for cell in checks] == [check.name for check in exercise(name).checks]
     assert f"**{exercise(name).points} points" in text
     assert "BEGIN SOLUTION" not in text and "discussion" not in tags
-    assert all("nbval-ignore-output" in tags[i] for i in tags if "answer" in tags[i])
+    assert all("nbval-ignore-output" in tags[i] for i in tags if {"answer", "check"} & set(tags[i]))
     assert "## Theory in five lines" in text and "](../notebooks/" in text and text.count("<details>") >= 3
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code if cell not in checks)
-    for cell in checks:
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert "✓" not in text, "no success above an empty answer"
+    (bug,) = [cell.source for cell in notebook.cells if cell.source.startswith("## Find the bug (no points)")]
+    assert "<details>\n<summary>Answer</summary>\n\n" in bug and bug.endswith("\n\n</details>")
+
+
+@pytest.mark.parametrize("name", exercises())
+def test_a_solution_shows_every_success(name):
+    notebook = read_notebook(ROOT / "solutions" / f"{name}.ipynb")
+    checks = [cell for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
+    for cell, check in zip(checks, exercise(name).checks, strict=True):
         (output,) = cell.outputs
-        assert output.text.startswith("✓") and output.text.count("\n") == 1
+        assert output.text == f"✓ {check.name} ({check.points} of {check.points} points): {check.holds}\n"
 
 
 @pytest.mark.parametrize("folder", ["solutions", "exercises"])

@@ -219,6 +219,6 @@ def test_a_right_answer_keeps_full_marks(name: str, rows: dict) -> None:
 
 def test_what_was_taken_from_elsewhere_is_said(rows: dict) -> None:
     assert "own cells ran too" in " ".join(rows["helper_in_a_cell_of_its_own"].notes)
-    assert "found in another cell" in " ".join(rows["answer_in_a_cell_of_its_own"].notes)
+    assert "your quantize_int8 stands in code cell" in " ".join(rows["answer_in_a_cell_of_its_own"].notes)
     assert "cells have the id answer-quantize" in " ".join(rows["answers_duplicated"].notes)
     assert rows["prints"].notes == rows["reordered"].notes == rows["has_more_cells"].notes == ()

@@ -14,7 +14,8 @@ from labsupport.checks.ex01_int8_symmetric.reading import broadcast_scale, read_
 from labsupport.checks.judging import Wrong, float_tensor
 from labsupport.checks.plain import Plain
 
-LARGEST_FLOOR = 1e-5  # the largest floor in common use under a scale (for tensors of zeros); real scales are far above
+# float32's eps, the largest floor in good use under a scale (for tensors of zeros); real values have scales of 1e-5
+LARGEST_FLOOR = 1.2e-7
 
 
 class CheckEdgeCases(Check):
@@ -36,6 +37,8 @@ class CheckEdgeCases(Check):
             "a single element": [torch.tensor([-1.3], dtype=torch.float32), None],
             "values up to 1e30": [peaked * 1e30, None],
             "values up to 1e-30": [peaked * 1e-30, None],
+            "values up to 1e-4": [peaked * 1e-4, None],
+            "rows from 1e-4 to 1, axis=0": [some_zero * torch.logspace(-4, 0, 8, dtype=torch.float32)[:, None], 0],
             "float16 values up to 1e-6": [(peaked * 1e-6).half(), None],
             "float16 values up to 60000": [(peaked * 6e4).half(), None],
             "denormal values up to 1e-40": [peaked * 1e-40, None],
@@ -58,13 +61,14 @@ class CheckEdgeCases(Check):
             if not restored.isfinite().all():
                 raise Wrong(f"for {case} the round trip gives NaN or inf")
             wanted, spread = true_scales(x.double(), axis), broadcast_scale(scale, x, case)
-            # A floor under the scale (to survive zeros) makes the step of tiny values larger than max|x| / 127.
-            steps = torch.maximum(wanted, spread.clamp(max=LARGEST_FLOOR)).broadcast_to(x.shape)
+            # A floor under the scale, or a number added to it (to survive zeros), makes steps of tiny values larger.
+            steps = torch.minimum(torch.maximum(wanted, spread), wanted + LARGEST_FLOOR).broadcast_to(x.shape)
             too_large = (spread > steps * (1 + SCALE_TOLERANCE)) & (wanted > 0)
             if too_large.any():
                 raise Wrong(
                     f"for {case}, the scale is {spread[too_large][0]:g}: a floor this high turns small values into "
-                    f"zeros; the floor must be {LARGEST_FLOOR:g} or less"
+                    f"zeros, max|x| / 127 is {wanted.broadcast_to(x.shape)[too_large][0]:.3g} there; the floor must be "
+                    f"{LARGEST_FLOOR:g} or less"
                 )
             allowed = torch.where(wanted > 0, (0.5 + CODE_TOLERANCE) * steps, 0.0)  # zeros come back exactly
             if case.startswith("denormal"):  # float32 has only 16 bits left there, and 1 / scale is inf

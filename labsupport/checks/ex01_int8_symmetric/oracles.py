@@ -20,6 +20,27 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() <= SCALE_TOLERANCE * b.abs()).all())  # false for NaN
 
 
+def scale_mistake(scale: float, x: Tensor) -> str:
+    """Which usual mistake makes this the scale of ``x``, or "". ``x``: all values that share the scale."""
+    largest, span = float(x.abs().max()), float(x.max() - x.min())
+    mistakes = {
+        "the reciprocal of max|x| / 127; the scale is the step between two codes: x ≈ q * scale": 127 / largest,
+        "max|x| / 128; the largest code is 127, so max|x| must be 127 steps": largest / 128,
+        "max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 255,
+        "2 max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 127.5,
+        "max|x| / 256; codes run from -127 to 127, so max|x| must be 127 steps": largest / 256,
+        "max|x| / 7, that of 4 bits; the largest code of 8 bits is 127": largest / 7,
+        "(max - min) / 255, that of asymmetric quantization; here it is max|x| / 127": span / 255,
+        "(max - min) / 254; symmetric codes put max|x| at 127, however far the other end is": span / 254,
+        "max(x) / 127; take the largest absolute value, or large negative values do not fit": float(x.max()) / 127,
+        "|min(x)| / 127; take the largest absolute value": abs(float(x.min())) / 127,
+        "that of the mean of |x|; take the largest": float(x.abs().mean()) / 127,
+        "that of the standard deviation of x; take the largest |x|": float(x.std()) / 127 if x.numel() > 1 else 0.0,
+        "max|x|; divide it by 127, the largest code": largest,
+    }
+    return next((text for text, value in mistakes.items() if abs(scale - value) <= SCALE_TOLERANCE * abs(value)), "")
+
+
 def compare_codes(q: Tensor, x: Tensor, scale: Tensor, case: str) -> None:
     exact = x / scale
     off = (q - exact).abs()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labsupport.checks.check import Answer, Check, Inputs
 from labsupport.checks.ex01_int8_symmetric.drawing import normal
-from labsupport.checks.ex01_int8_symmetric.oracles import SCALE_TOLERANCE
+from labsupport.checks.ex01_int8_symmetric.oracles import SCALE_TOLERANCE, scale_mistake
 from labsupport.checks.ex01_int8_symmetric.reading import read_quantized
 from labsupport.checks.judging import Wrong, float_tensor
 from labsupport.checks.plain import Plain, call, describe
@@ -61,20 +61,8 @@ def _compare_scale(scale: float, x: Tensor, case: str) -> None:
 
     if is_(largest / 127):
         return
-    span = float(x.max() - x.min())
-    mistakes = {
-        "the reciprocal of max|x| / 127; the scale is the step between two codes: x ≈ q * scale": 127 / largest,
-        "max|x| / 128; the largest code is 127, so max|x| must be 127 steps": largest / 128,
-        "max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 255,
-        "2 max|x| / 255; codes run from -127 to 127, so max|x| must be 127 steps": largest / 127.5,
-        "(max - min) / 255, that of asymmetric quantization; here it is max|x| / 127": span / 255,
-        "(max - min) / 254; symmetric codes put max|x| at 127, however far the other end is": span / 254,
-        "max(x) / 127; take the largest absolute value, or large negative values do not fit": float(x.max()) / 127,
-        "max|x|; divide it by 127, the largest code": largest,
-    }
-    for text, value in mistakes.items():
-        if is_(value):
-            raise Wrong(f"for {case} the scale is {text}")
+    if text := scale_mistake(scale, x):
+        raise Wrong(f"for {case} the scale is {text}")
     if is_(largest / 127, tolerance=5e-3):
         raise Wrong(
             f"for {case} the scale is {scale:.7g}, where max|x| / 127 is {largest / 127:.7g}: "

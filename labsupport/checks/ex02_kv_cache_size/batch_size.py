@@ -34,6 +34,32 @@ FIT_MISTAKES: dict[str, Callable[..., int]] = {
     "that assumes 1 byte for every element; use bytes_per_element": (
         lambda m, t, n, h, d, width=2: m // cache_bytes(1, t, n, h, d, 1)
     ),
+    "without bytes_per_element an element takes 2 bytes (float16); your default is 4": (
+        lambda m, t, n, h, d, width=4: m // cache_bytes(1, t, n, h, d, width)
+    ),
+    "without bytes_per_element an element takes 2 bytes (float16); your default is 1": (
+        lambda m, t, n, h, d, width=1: m // cache_bytes(1, t, n, h, d, width)
+    ),
+    "that counts bits for a sequence, and bytes for the memory; there are 8 bits in a byte": (
+        lambda m, *sizes: m // (8 * cache_bytes(1, *sizes))
+    ),
+    "that takes memory_bytes for bits; it is in bytes already": lambda m, *sizes: 8 * m // cache_bytes(1, *sizes),
+    "keys and values are counted twice; kv_cache_bytes has both already": lambda m, *sizes: (
+        m // (2 * cache_bytes(1, *sizes))
+    ),
+    "that counts the keys and values of one head; a sequence has those of num_kv_heads": (
+        lambda m, t, n, h, *rest: m // cache_bytes(1, t, n, 1, *rest)
+    ),
+    "head_dim is missing: a key is a vector of head_dim elements": (
+        lambda m, t, n, h, d, *rest: m // cache_bytes(1, t, n, h, 1, *rest)
+    ),
+    "those are the bytes left over; the quotient is asked for, m // n": lambda m, *sizes: m % cache_bytes(1, *sizes),
+    "that is what one sequence takes; how many times does it fit into memory_bytes?": (
+        lambda m, *sizes: cache_bytes(1, *sizes)
+    ),
+    "the weights are subtracted from memory_bytes already, and no share of it need stay free": (
+        lambda m, *sizes: m * 9 // (10 * cache_bytes(1, *sizes))
+    ),
 }
 
 

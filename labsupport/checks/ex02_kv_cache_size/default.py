@@ -10,6 +10,7 @@ from labsupport.checks.check import Answer, Check, Inputs
 from labsupport.checks.counting import judge_counts, spelled
 from labsupport.checks.ex02_kv_cache_size.oracles import cache_bytes
 from labsupport.checks.ex02_kv_cache_size.sizes import BYTES, NAMES, draw_sizes
+from labsupport.checks.ex02_kv_cache_size.total import BYTES_FACTORS, BYTES_MISTAKES
 from labsupport.checks.plain import Plain, call
 
 
@@ -31,7 +32,7 @@ class CheckDefault(Check):
     def judge(self, inputs: Inputs, values: Plain) -> None:
         text = "without bytes_per_element an element takes 2 bytes (float16); your default is"
         mistakes = {f"{text} {default}": _with_default(default) for default in (1, 4, 8)}
-        judge_counts(BYTES, inputs, values, cache_bytes, mistakes)
+        judge_counts(BYTES, inputs, values, cache_bytes, {**mistakes, **BYTES_MISTAKES}, BYTES_FACTORS)
 
 
 def _with_default(default: int) -> Callable[..., int]:

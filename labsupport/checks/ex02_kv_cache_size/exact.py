@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 from labsupport.checks.check import Answer, Check, Inputs
-from labsupport.checks.counting import integer, spelled
+from labsupport.checks.counting import integer, judge_counts, lost_digits, spelled
 from labsupport.checks.ex02_kv_cache_size.oracles import cache_bytes
 from labsupport.checks.ex02_kv_cache_size.sizes import BYTES, NAMES, draw_sizes
+from labsupport.checks.ex02_kv_cache_size.total import BYTES_FACTORS, BYTES_MISTAKES
 from labsupport.checks.judging import Wrong, returned
 from labsupport.checks.plain import Plain, call
 
@@ -21,8 +22,8 @@ class CheckExact(Check):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 2)
-        data_center = [*draw_sizes(draw, 10_001), 2]  # over 2**53
-        beyond = [*draw_sizes(draw, 10_000_019), 4]  # over 2**63
+        data_center = [*draw_sizes(draw, 10**10 + 1), 2]  # over 2**53
+        beyond = [*draw_sizes(draw, 10**15 + 1), 4]  # over 2**64
         return {spelled(NAMES, case): case for case in (data_center, beyond)}
 
     def run(self, answer: Answer, inputs: Inputs) -> Plain:
@@ -31,11 +32,11 @@ class CheckExact(Check):
     def judge(self, inputs: Inputs, values: Plain) -> None:
         for case, arguments in inputs.items():
             value, right = integer(returned(values[case], case), BYTES, case), cache_bytes(*arguments)
-            if value != right:
-                raise Wrong(
-                    f"for {case}, {BYTES} returned {value}, not {right}: floats are exact only up to 2**53, "
-                    "integers of numpy and torch only up to 2**63; Python's int has no limit"
-                )
+            if value == right:
+                continue
+            if why := lost_digits(value, right):
+                raise Wrong(f"for {case}, {BYTES} returned {value}, not {right}: {why}")
+            judge_counts(BYTES, inputs, values, cache_bytes, BYTES_MISTAKES, BYTES_FACTORS)
 
 
 check_exact = CheckExact()

@@ -13,7 +13,9 @@ from labsupport.checks.ex03_mha_vs_gqa.sizes import PER_TOKEN, TOKEN_NAMES, draw
 from labsupport.checks.plain import Plain, call
 
 CACHE_MISTAKES: dict[str, Callable[..., int]] = {
-    "a factor of 2 is missing: keys and values are both kept": lambda n, h, q, kv, w=2: n * kv * (h // q) * w,
+    "a factor of 2 is missing: keys and values are both kept, those are the keys alone": lambda n, h, q, kv, w=2: (
+        n * kv * (h // q) * w
+    ),
     "that is one layer; each of num_layers has keys and values of its own": lambda n, h, q, kv, w=2: (
         2 * kv * (h // q) * w
     ),
@@ -37,9 +39,28 @@ CACHE_MISTAKES: dict[str, Callable[..., int]] = {
     ),
     "those are bits; there are 8 in a byte": lambda n, h, q, kv, w=2: 16 * n * kv * (h // q) * w,
     "queries are not kept, only keys and values": lambda n, h, q, kv, w=2: n * (h + 2 * kv * (h // q)) * w,
+    "without bytes_per_element an element takes 2 bytes (float16); your default is 1": (
+        lambda n, h, q, kv, w=1: 2 * n * kv * (h // q) * w
+    ),
+    "that divides by the heads that share a key twice; num_kv_heads is what is left of them already": (
+        lambda n, h, q, kv, w=2: 2 * n * kv * (h // q) * w // (q // kv)
+    ),
+    "that is a group's num_heads // num_kv_heads heads; num_kv_heads heads are kept": (
+        lambda n, h, q, kv, w=2: 2 * n * (q // kv) * (h // q) * w
+    ),
+    "that is hidden states, of hidden_size each; keys and values are kept in their place": (
+        lambda n, h, q, kv, w=2: n * h * w
+    ),
     "that gives a head hidden_size // num_kv_heads elements for each query head": (
         lambda n, h, q, kv, w=2: 2 * n * q * (h // kv) * w
     ),
+}
+CACHE_FACTORS: dict[str, Callable[..., int]] = {
+    "the factor 2 of keys and values": lambda *sizes: 2,
+    "num_layers": lambda n, h, q, kv, w=2: n,
+    "num_kv_heads": lambda n, h, q, kv, w=2: kv,
+    "head_dim": lambda n, h, q, kv, w=2: h // q,
+    "bytes_per_element": lambda n, h, q, kv, w=2: w,
 }
 
 
@@ -61,7 +82,7 @@ class CheckCache(Check):
         return {case: call(answer[PER_TOKEN], *arguments)[0] for case, arguments in inputs.items()}
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
-        judge_counts(PER_TOKEN, inputs, values, bytes_per_token, CACHE_MISTAKES)
+        judge_counts(PER_TOKEN, inputs, values, bytes_per_token, CACHE_MISTAKES, CACHE_FACTORS)
 
 
 check_cache = CheckCache()

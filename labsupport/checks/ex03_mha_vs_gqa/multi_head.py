@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from labsupport.checks.check import Answer, Check, Inputs
@@ -27,8 +28,13 @@ class CheckMultiHead(Check):
         return {case: call(answer[PARAMETERS], *arguments)[0] for case, arguments in inputs.items()}
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
-        text = "one of the four projections is missing: q_proj, k_proj, v_proj, o_proj"  # all alike here
-        mistakes = {text: lambda h, heads, kv: 3 * h * h, **PARAMETER_MISTAKES}
+        start = "with num_kv_heads == num_heads all four projections are alike"
+        mistakes: dict[str, Callable[..., int]] = {
+            "one of the four projections is missing: q_proj, k_proj, v_proj, o_proj": lambda h, heads, kv: 3 * h * h,
+            f"that is two of the four projections; {start}": lambda h, heads, kv: 2 * h * h,
+            f"that is what one of the four projections alone costs; {start}": lambda h, heads, kv: h * h,
+            **PARAMETER_MISTAKES,
+        }
         judge_counts(PARAMETERS, inputs, values, num_parameters, mistakes)
 
 

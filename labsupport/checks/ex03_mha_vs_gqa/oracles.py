@@ -21,6 +21,11 @@ def _qkv_bias(h: int, heads: int, kv_heads: int) -> int:
     return num_parameters(h, heads, kv_heads) + h + 2 * kv_heads * (h // heads)
 
 
+def _projections(squares: int, small: int) -> Callable[..., int]:
+    """So many projections of the size of q_proj, and so many of the size of k_proj."""
+    return lambda h, heads, kv: squares * h * h + small * h * kv * (h // heads)
+
+
 PARAMETER_MISTAKES: dict[str, Callable[..., int]] = {
     "a projection of hidden_size x hidden_size is missing; there are q_proj and o_proj": (
         lambda h, heads, kv: h * h + 2 * h * kv * (h // heads)
@@ -48,5 +53,16 @@ PARAMETER_MISTAKES: dict[str, Callable[..., int]] = {
     "that is the share of one head; count all of them": lambda h, heads, kv: 4 * h * (h // heads),
     "that uses hidden_size as the width of a key; it is hidden_size // num_heads": (
         lambda h, heads, kv: 2 * h * h + 2 * h * h * kv
+    ),
+    "that is what one of q_proj and o_proj alone costs; add the other three": _projections(1, 0),
+    "that is what k_proj alone costs; q_proj, v_proj and o_proj are missing": _projections(0, 1),
+    "that is what k_proj and v_proj cost; q_proj and o_proj are missing": _projections(0, 2),
+    "that is what q_proj and o_proj cost; k_proj and v_proj are missing": _projections(2, 0),
+    "that is what q_proj and k_proj cost; v_proj and o_proj are missing": _projections(1, 1),
+    "those are bytes of 16-bit weights; count the weights": lambda h, heads, kv: 2 * num_parameters(h, heads, kv),
+    "those are bytes of float32 weights; count the weights": lambda h, heads, kv: 4 * num_parameters(h, heads, kv),
+    "that counts outputs; each has a row of hidden_size weights": lambda h, heads, kv: 2 * h + 2 * kv * (h // heads),
+    "k_proj has num_kv_heads heads, not num_heads // num_kv_heads": (
+        lambda h, heads, kv: 2 * h * h + 2 * h * (heads // kv) * (h // heads)
     ),
 }

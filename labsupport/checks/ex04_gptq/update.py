@@ -25,7 +25,7 @@ class CheckUpdate(GPTQCheck):
     points = 4
     holds = "each column makes up for the errors of all columns before it, in its own group and in earlier ones"
 
-    FIRST, MIDDLE, LAST, COLUMNS = 0, 16, 31, 32  # three columns that correlate, in two groups of 16
+    FIRST, MIDDLE, LAST, COLUMNS = 0, 32, 63, 64  # three columns that correlate, in two groups of 32
 
     def _hessian(self) -> Tensor:
         """Correlations 0.8, 0.8, 0.64: given FIRST, the others do not correlate, so H⁻¹ in place of its Cholesky factor
@@ -44,7 +44,7 @@ class CheckUpdate(GPTQCheck):
     def inputs(self, seed: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed + 30)
         weight = torch.randn(1024, self.COLUMNS, generator=generator, dtype=torch.float32)
-        return {"three columns that correlate": [weight, exact_inputs(self._hessian()), 4, 16]}
+        return {"three columns that correlate": [weight, exact_inputs(self._hessian()), 4, 32]}
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         ((case, (weight, _, _, _)),) = inputs.items()
@@ -56,10 +56,20 @@ class CheckUpdate(GPTQCheck):
         first, middle = slopes.tolist()
         if (slopes - 1).abs().max() <= SLOPE_TOLERANCE:
             return
-        if min(first, middle) < -SLOPE_TOLERANCE:
+        moved = (
+            f"the last column makes up for {first:.2f} and {middle:.2f} of the errors of two earlier ones (1 is best)"
+        )
+        if first < 0 and abs(middle + 1) < SLOPE_TOLERANCE:
             raise Wrong(
-                f"later columns move the wrong way: they add to the errors before them. {FORMULA} (of H⁻¹, not of H)"
+                f"later columns move the wrong way, by the right amount: subtract the correction. {FORMULA} ({moved})"
             )
+        if first < -0.2 and abs(middle) < SLOPE_TOLERANCE:
+            raise Wrong(
+                "later columns move the wrong way, as they do with the factor of H: U is that of H⁻¹, not of H. "
+                f"{FORMULA} ({moved})"
+            )
+        if min(first, middle) < -SLOPE_TOLERANCE:
+            raise Wrong(f"later columns move the wrong way: they add to the errors before them. {FORMULA} ({moved})")
         if abs(first) < SLOPE_TOLERANCE and abs(middle - 1) <= SLOPE_TOLERANCE:
             raise Wrong("errors stop at the end of their group: pass them on to the columns of all later groups too")
         if max(abs(first), abs(middle)) < SLOPE_TOLERANCE:
@@ -69,8 +79,8 @@ class CheckUpdate(GPTQCheck):
             )
         raise Wrong(
             f"the last column compensates for {first:.2f} and {middle:.2f} of the errors of two earlier ones, "
-            "where 1 is best: is U the (upper) Cholesky factor of H⁻¹, not H⁻¹ itself? "
-            f"{FORMULA}"
+            "where 1 is best: is U the (upper) Cholesky factor of H⁻¹, not H⁻¹ itself, and the damping 1 % of H's mean "
+            f"diagonal? {FORMULA}"
         )
 
 

@@ -26,23 +26,26 @@ class CheckUsesInputs(GPTQCheck):
             "some inputs": [weight, x, 4, 32],
             "other inputs": [weight, other, 4, 32],
             "inputs times 16": [weight, x * 16, 4, 32],
+            "inputs divided by 64": [weight, x / 64, 4, 32],
         }
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         weight = inputs["some inputs"][0]
-        some, other, scaled = (read_weight(returned(values[case], case), weight, case) for case in inputs)
-        if _moved(some, other) < 0.02:
+        results = {case: read_weight(returned(values[case], case), weight, case) for case in inputs}
+        some = results["some inputs"]
+        if _moved(some, results["other inputs"]) < 0.02:
             raise Wrong(
                 "the result is the same for different inputs: this is round-to-nearest; "
                 "pass each column's error on to the columns after it, weighted by the inputs' H = inputs.T @ inputs "
                 "(and check that U is upper triangular)"
             )
-        if _moved(some, scaled) > 0.02:  # a small constant damping may flip a few codes
-            raise Wrong(
-                f"{_moved(some, scaled):.0%} of the weights change when all inputs are multiplied by 16, "
-                "though that multiplies every output error by the same factor: "
-                "divide the error by U[j, j], and make the damping a share of H's mean diagonal"
-            )
+        for case, factor in (("inputs times 16", "multiplied by 16"), ("inputs divided by 64", "divided by 64")):
+            if _moved(some, results[case]) > 0.02:  # a small constant damping may flip a few codes
+                raise Wrong(
+                    f"{_moved(some, results[case]):.0%} of the weights change when all inputs are {factor}, "
+                    "though that multiplies every output error by the same factor: "
+                    "divide the error by U[j, j], and make the damping a share of H's mean diagonal"
+                )
 
 
 def _moved(a: Tensor, b: Tensor) -> float:

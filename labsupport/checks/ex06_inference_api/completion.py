@@ -6,11 +6,12 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from labsupport.checks.check import Answer, Inputs
+from labsupport.checks.check import Inputs
 from labsupport.checks.ex06_inference_api.drawing import draw_answers
 from labsupport.checks.ex06_inference_api.oracles import expected_answer
 from labsupport.checks.ex06_inference_api.reading import (
     json_object,
+    judge_envelope,
     judge_reason,
     judge_serving,
     judge_text,
@@ -18,10 +19,12 @@ from labsupport.checks.ex06_inference_api.reading import (
     short,
     text_of,
 )
-from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck, served
+from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
-from labsupport.checks.stand_in_engine import StandInEngine
+from labsupport.checks.visit import Visit
+
+RECENT = 1_600_000_000  # 2020
 
 
 class CheckCompletion(ApiCheck):
@@ -37,22 +40,27 @@ class CheckCompletion(ApiCheck):
             {"prompt": ends, "max_tokens": draw.randint(60, 90), "temperature": 0.5},
             {"prompt": cut, "max_tokens": draw.randint(21, 35)},
             {"prompt": default},
-            {"prompt": greedy, "max_tokens": 100, "temperature": 0.0, "stream": False, "model": "tiny"},
+            {
+                "prompt": greedy,
+                "max_tokens": 100,
+                "temperature": 0.0,
+                "stream": False,
+                "model": "tiny",
+                "user": "ada",
+                "logit_bias": {},
+            },
         ]
         return {"answers": answers, "bodies": bodies}
 
-    def run(self, answer: Answer, inputs: Inputs) -> Plain:
-        engine = StandInEngine(inputs["answers"])
-        outcome: dict[str, Any] = {"got": [], "asked": []}
-        with served(answer, engine, outcome) as server:
-            for body in inputs["bodies"] if server else ():
-                got = server.post(COMPLETIONS, body)  # type: ignore[union-attr]
-                got.wait()
-                outcome["got"].append(got.plain())
-                if not got.ended:
-                    break
-        outcome["asked"] = [[r.prompt, r.params.max_tokens, float(r.params.temperature)] for r in engine.seen]
-        return outcome
+    def meet(self, visit: Visit, inputs: Inputs, outcome: dict[str, Any]) -> None:
+        outcome["got"] = []
+        for body in inputs["bodies"]:
+            got = visit.post(COMPLETIONS, body)
+            ended = visit.finish(got)
+            outcome["got"].append(got.plain())
+            if not ended:
+                break
+        outcome["asked"] = [[each.prompt, each.max_tokens, each.temperature] for each in visit.engine.seen]
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
@@ -60,16 +68,21 @@ class CheckCompletion(ApiCheck):
         for body, got in zip(inputs["bodies"], values["got"], strict=False):
             what = f"POST {COMPLETIONS} with {short(body)}"
             value = json_object(text_of(got, what), what)
+            kind = got["headers"].get("content-type", "none")
+            if not kind.startswith("application/json"):
+                raise Wrong(f"{what}: the content type must be application/json; got {kind}")
             choice = only_choice(value, what)
             self._judge_asked(body, values["asked"], what)
             text, reason, tokens = expected_answer(inputs["answers"][body["prompt"]], body.get("max_tokens", 16))
             judge_text(choice["text"], text, body["prompt"], what)
             judge_reason(choice.get("finish_reason"), reason, what)
             self._judge_usage(value.get("usage"), len(body["prompt"].encode()), tokens, what)
-            if value.get("object") != "text_completion":
-                raise Wrong(f'{what}: "object" must be "text_completion"; got {value.get("object")!r}')
-            ids.append(value.get("id"))
-        if not all(isinstance(each, str) and each for each in ids) or len(set(ids)) < len(ids):
+            ids.append(judge_envelope(value, what))
+            if type(value.get("created", RECENT)) is not int or not RECENT <= value.get("created", RECENT) < 4 * RECENT:
+                raise Wrong(f'{what}: "created" must be the time in whole seconds since 1970; got {value["created"]!r}')
+            if type(choice.get("index")) is not int or choice["index"] != 0:
+                raise Wrong(f'{what} must have "choices"[0]["index"], which is 0; got {choice.get("index")!r}')
+        if len(set(ids)) < len(ids):
             raise Wrong(f'"id" must be a string, a different one for each request; got {ids}')
         if len(values["got"]) != len(inputs["bodies"]):
             raise ValueError("answers are missing")

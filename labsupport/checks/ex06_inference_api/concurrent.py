@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from labsupport.checks.asgi import Server, wait_until
-from labsupport.checks.check import Answer, Inputs
+from labsupport.checks.check import Inputs
 from labsupport.checks.ex06_inference_api.drawing import draw_answers
 from labsupport.checks.ex06_inference_api.reading import json_object, judge_serving, judge_threads, short, text_of
-from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck, served
+from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
-from labsupport.checks.stand_in_engine import StandInEngine
+from labsupport.checks.visit import QUIET, Got, Visit
+
+PATIENCE = 100  # steps until requests that wait must be in the engine
 
 
 class CheckConcurrent(ApiCheck):
@@ -22,43 +23,36 @@ class CheckConcurrent(ApiCheck):
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 2)
-        return {"answers": draw_answers(draw, 260, 240, 280), "max_tokens": draw.randint(210, 230)}
+        return {"answers": draw_answers(draw, 160, 150, 170), "max_tokens": draw.randint(130, 140)}
 
-    def run(self, answer: Answer, inputs: Inputs) -> Plain:
-        engine = StandInEngine(inputs["answers"])
-        outcome: dict[str, Any] = {"got": [], "together": False}
-        with served(answer, engine, outcome) as server:
-            if server:
-                self._visit(server, engine, inputs, outcome)
-        return outcome
+    def meet(self, visit: Visit, inputs: Inputs, outcome: dict[str, Any]) -> None:
+        engine, (first, *others) = visit.engine, inputs["answers"]
 
-    def _visit(self, server: Server, engine: StandInEngine, inputs: Inputs, outcome: dict[str, Any]) -> None:
-        first, *others = inputs["answers"]
+        def ask(prompt: str) -> Got:
+            return visit.post(COMPLETIONS, {"prompt": prompt, "max_tokens": inputs["max_tokens"]})
+
         engine.hold()
-        got = [server.post(COMPLETIONS, {"prompt": first, "max_tokens": inputs["max_tokens"]})]
-        if not wait_until(lambda: engine.held or got[0].ended):
-            others = []  # nothing steps the engine
-        health = server.get("/health")
-        wait_until(lambda: health.ended or server.thread.ident in engine.threads)
+        got = [ask(first)]
+        visit.wait(lambda: engine.held or got[0].ended)
+        outcome["stepped"] = engine.held
+        health = visit.get("/health")
+        visit.wait(lambda: health.ended, 3 if engine.on_loop else QUIET)
         outcome["health"] = health.plain()
-        if health.ended:
-            got += [
-                server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": inputs["max_tokens"]}) for prompt in others
-            ]
-            wait_until(lambda: len(engine.seen) == len(got), 3)  # immediate unless step() is in the way
-            for _ in range(150):  # a queue or a lock lets them in between two steps
-                if len(engine.seen) == len(got):
-                    break
+        if health.ended and engine.held:
+            got += [ask(prompt) for prompt in others]
+            visit.wait(lambda: len(engine.seen) == len(got), 2)  # at once, if step() is not in the way
+            for _ in range(PATIENCE):  # a queue or a lock lets them in between two steps
                 engine.allow()
-                wait_until(lambda: len(engine.seen) == len(got), 1)
-            engine.open()
-            wait_until(lambda: all(each.ended for each in got))
+                if not visit.wait(lambda: engine.held) or len(engine.seen) == len(got):
+                    break
+        engine.open()
+        visit.finish(*got)
         outcome["largest_batch"] = engine.largest_batch
         outcome["got"] = [each.plain() for each in got]
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
-        if values["blocked"]:
+        if values["on_loop"]:
             raise Wrong(
                 "engine.step() ran on the thread of the server's event loop: until it returns, no other request is "
                 "answered, not even /health; step in a thread of its own, asyncio.to_thread, or a def endpoint"

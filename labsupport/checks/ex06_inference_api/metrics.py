@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from labsupport.checks.asgi import Server, wait_until
-from labsupport.checks.check import Answer, Inputs
+from labsupport.checks.check import Inputs
 from labsupport.checks.ex06_inference_api.drawing import draw_answers
 from labsupport.checks.ex06_inference_api.oracles import expected_answer
 from labsupport.checks.ex06_inference_api.reading import judge_serving, short, text_of
-from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck, served
+from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
-from labsupport.checks.stand_in_engine import StandInEngine
+from labsupport.checks.visit import Visit
 
 METRICS = {
     "num_requests_running": "gauge",
@@ -24,6 +24,9 @@ METRICS = {
     "generation_tokens_total": "counter",
     "request_success_total": "counter",
 }
+BEFORE, AFTER = "before the first request", "after three requests"
+ONE = "while a request runs"
+THREE = "while the engine has three requests and computes two at a time"
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
 _SAMPLE = re.compile(rf"({_NAME})(?:\{{((?:{_LABEL}(?:,{_LABEL})*,?)?)\}})?[ \t]+(\S+)(?:[ \t]+-?[\d.]+)?")
@@ -33,6 +36,7 @@ _TYPE = re.compile(rf"# TYPE ({_NAME}) (counter|gauge|histogram|summary|untyped|
 class CheckMetrics(ApiCheck):
     name = "check_metrics"
     points = 2
+    max_num_seqs = 2
     holds = "/metrics is Prometheus's text, and counts requests and tokens as they are served"
 
     def inputs(self, seed: int) -> dict[str, Any]:
@@ -41,43 +45,53 @@ class CheckMetrics(ApiCheck):
         bodies = [{"prompt": prompt, "max_tokens": 16} for prompt in answers]
         return {"answers": answers, "bodies": bodies}
 
-    def run(self, answer: Answer, inputs: Inputs) -> Plain:
-        engine = StandInEngine(inputs["answers"])
-        outcome: dict[str, Any] = {"scrapes": {}, "got": []}
+    def meet(self, visit: Visit, inputs: Inputs, outcome: dict[str, Any]) -> None:
+        outcome |= {"scrapes": {}, "got": []}
+        engine, (first, *others) = visit.engine, inputs["bodies"]
 
-        def scrape(server: Server, when: str) -> None:
-            got = server.get("/metrics")
-            wait_until(lambda: got.ended or (engine.held and server.thread.ident in engine.threads))
+        def scrape(when: str) -> None:
+            got = visit.get("/metrics")
+            visit.finish(got)
             outcome["scrapes"][when] = got.plain()
 
-        with served(answer, engine, outcome) as server:
-            if server:
-                scrape(server, "before the first request")
-                engine.hold()
-                for number, body in enumerate(inputs["bodies"]):
-                    got = server.post(COMPLETIONS, body)
-                    if number == 0:
-                        wait_until(lambda: engine.held or got.ended)  # noqa: B023
-                        if server.thread.ident not in engine.threads:  # else check_concurrent reports it
-                            scrape(server, "while a request runs")
-                        engine.open()
-                    ended = got.wait()
-                    outcome["got"].append(got.plain())
-                    if not ended:
-                        break
-                scrape(server, "after three requests")
-        return outcome
+        scrape(BEFORE)
+        engine.hold()
+        got = [visit.post(COMPLETIONS, first)]
+        visit.wait(lambda: engine.held or got[0].ended)
+        if engine.held and not engine.on_loop:  # else check_concurrent reports it
+            scrape(ONE)
+            got += [visit.post(COMPLETIONS, body) for body in others]
+            visit.wait(lambda: len(engine.seen) == len(got), 2)
+            for _ in range(8):  # a lock lets them in between two steps
+                if len(engine.seen) < len(got):
+                    engine.allow()
+                visit.wait(lambda: engine.held)
+            if len(engine.requests) == len(got) and engine.held:
+                scrape(THREE)
+        engine.open()
+        got += [visit.post(COMPLETIONS, body) for body in inputs["bodies"][len(got) :]]
+        visit.finish(*got)
+        outcome["got"] = [each.plain() for each in got]
+        scrape(AFTER)
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
         scrapes = {when: _scrape(got, when) for when, got in values["scrapes"].items()}
         for body, got in zip(inputs["bodies"], values["got"], strict=False):
             text_of(got, f"POST {COMPLETIONS} with {short(body)}")
-        before, after = scrapes["before the first request"], scrapes["after three requests"]
-        for when, running in (("while a request runs", 1), ("after three requests", 0)):
-            value = scrapes.get(when, {}).get("num_requests_running", running)
-            if value != running:
-                raise Wrong(f"GET /metrics {when}: num_requests_running must be {running}; got {value:g}")
+        before, after = scrapes[BEFORE], scrapes[AFTER]
+        for when, running, waiting in ((BEFORE, 0, 0), (ONE, 1, 0), (THREE, 2, 1), (AFTER, 0, 0)):
+            for name, value in (("num_requests_running", running), ("num_requests_waiting", waiting)):
+                found = scrapes.get(when, {}).get(name, value)
+                if found != value:
+                    raise Wrong(f"GET /metrics {when}: {name} must be {value}; got {found:g}")
+        highest: dict[str, float] = {}
+        for when, series in scrapes.items():
+            for name, held in series.items():
+                if METRICS.get(_family(name)) == "counter":
+                    if held < highest.setdefault(name, 0.0):
+                        raise Wrong(f"GET /metrics {when}: {name} fell to {held:g}; a counter only grows")
+                    highest[name] = held
         done = [expected_answer(inputs["answers"][body["prompt"]], body["max_tokens"]) for body in inputs["bodies"]]
         wanted = {
             "prompt_tokens_total": sum(len(body["prompt"].encode()) for body in inputs["bodies"]),
@@ -89,7 +103,7 @@ class CheckMetrics(ApiCheck):
         for name, value in wanted.items():
             grown = after.get(name, 0.0) - before.get(name, 0.0)
             if name not in after and value:
-                raise Wrong(f"GET /metrics after three requests: {name} is missing")
+                raise Wrong(f"GET /metrics {AFTER}: {name} is missing")
             if grown != value:
                 raise Wrong(f"GET /metrics: {name} must have grown by {value} with three requests, not {grown:g}")
 
@@ -111,6 +125,8 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
             match = _TYPE.fullmatch(line.strip())
             if not match:
                 raise Wrong(f'{what}: a type is declared as "# TYPE name counter"; got {line[:80]!r}')
+            if match[1] in types or any(_family(name) in (match[1], f"{match[1]}_total") for name in series):
+                raise Wrong(f"{what}: the type of {match[1]} must be declared once, before its first sample")
             types[match[1]] = match[2]
         if not line.strip() or line.startswith("#"):
             continue
@@ -123,6 +139,8 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
             ) from None
         labels = ",".join(sorted(re.findall(_LABEL, match[2] or "")))  # type: ignore[index]
         name = f"{match[1]}{{{labels}}}" if labels else match[1]  # type: ignore[index]
+        if math.isnan(value):
+            raise Wrong(f"{what}: {name} is {match[3]}")  # type: ignore[index]
         if name in series:
             raise Wrong(f"{what}: {name} is there twice")
         series[name] = value
@@ -135,6 +153,10 @@ def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:
         if declared != kind:
             raise Wrong(f'{what}: there must be a line "# TYPE {name} {kind}"; its type is {declared}')
     return series
+
+
+def _family(name: str) -> str:
+    return name.partition("{")[0]
 
 
 check_metrics = CheckMetrics()

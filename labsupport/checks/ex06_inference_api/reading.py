@@ -8,13 +8,19 @@ from typing import Any
 
 from labsupport.checks.ex06_inference_api.serving import APP
 from labsupport.checks.judging import Wrong, returned
-from labsupport.checks.plain import describe
+
+NOT_WOKEN = (
+    "an asyncio.Queue, Event or Future is not thread-safe, so a thread that feeds it does not wake the loop; "
+    "use loop.call_soon_threadsafe(queue.put_nowait, output)"
+)
 
 
 def judge_serving(values: Mapping[str, Any]) -> None:
-    app = returned(values["made"], f"{APP}(engine)")
+    if "stuck" in values:
+        raise Wrong(f"{APP}(engine) or the app's start (its lifespan) never came to an end")
+    returned(values["made"], f"{APP}(engine)")
     if not values["callable"]:
-        raise Wrong(f"{APP} must return the FastAPI app; it returned {describe(app)}")
+        raise Wrong(f"{APP} must return the FastAPI app; it returned {values['described']}")
     if values["startup"] is not None:
         returned({"raised": values["startup"]}, "the app's start (its lifespan)")
 
@@ -32,11 +38,10 @@ def text_of(answer: Mapping[str, Any], what: str) -> str:
     status, error = answer["status"], answer["error"]
     if error is not None:
         returned({"raised": {**error, "not_attempted": False}}, what)
+    if answer["woken"]:
+        raise Wrong(f"{what} was answered only when something else had woken the event loop: {NOT_WOKEN}")
     if not answer["ended"]:
-        raise Wrong(
-            f"{what} was never answered{' in full' if status else ''}: does something call engine.step() while "
-            "engine.has_unfinished is true, and hand each output to the request it belongs to?"
-        )
+        raise Wrong(f"{what} was never answered{' in full' if status else ''}: {answer['why']}")
     if status != 200:
         raise Wrong(f"{what} was answered with status {status}, {short(answer['text'].encode())}; it must be 200")
     return answer["text"]
@@ -59,6 +64,15 @@ def only_choice(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(choices[0].get("text"), str):
         raise Wrong(f'{what} must have "choices"[0]["text"], a string; got {str(choices[0])[:80]}')
     return choices[0]
+
+
+def judge_envelope(value: Mapping[str, Any], what: str) -> str:
+    """The id of an answer, or of a piece of one, whose fields around the choices are right."""
+    if value.get("object") != "text_completion":
+        raise Wrong(f'{what}: "object" must be "text_completion"; got {value.get("object")!r}')
+    if not isinstance(value.get("id"), str) or not value["id"]:
+        raise Wrong(f'{what}: "id" must be a string that is not empty; got {value.get("id")!r}')
+    return value["id"]
 
 
 def judge_text(text: str, expected: str, prompt: str, what: str) -> None:

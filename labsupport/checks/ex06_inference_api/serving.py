@@ -1,45 +1,41 @@
-"""The student's app in front of the engine."""
+"""The student's app between the engine and the clients of a check."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
-from labsupport.checks.asgi import Server
-from labsupport.checks.check import Answer, Check
-from labsupport.checks.plain import Plain, call
-from labsupport.checks.stand_in_engine import StandInEngine
+from labsupport.checks.channel import Channel
+from labsupport.checks.check import Answer
+from labsupport.checks.hosting import serve
+from labsupport.checks.plain import Plain
+from labsupport.checks.visit import Visit
+from labsupport.checks.visited import VisitedCheck
 
 APP = "create_app"
 COMPLETIONS = "/v1/completions"
 
 
-class ApiCheck(Check):
+class ApiCheck(VisitedCheck):
+    """A check whose inputs hold "answers", the engine's continuation of each prompt."""
+
     needs = (APP,)
+    max_num_seqs = 8  # requests that the engine computes at a time
+    first_tokens = 1  # of each request in its first step
 
+    def host(self, answer: Answer, channel: Channel) -> None:
+        serve(answer[APP], channel)
 
-@contextlib.contextmanager
-def served(answer: Answer, engine: StandInEngine, outcome: dict[str, Plain]) -> Iterator[Server | None]:
-    """The student's app in front of ``engine``, or None if it cannot be started; ``outcome`` then says why."""
-    made: list[Any] = []
-    maker = threading.Thread(target=lambda: made.extend(call(answer[APP], engine)))  # a thread without an event loop
-    maker.start()
-    maker.join()
-    outcome["made"], app = made
-    outcome["callable"] = callable(app)
-    if not callable(app):
-        yield None
-        return
-    try:
-        with Server(app) as server:
-            try:
-                outcome["startup"] = server.startup_error
-                yield server if server.startup_error is None else None
-            finally:
-                engine.open()
-                outcome["overlaps"] = sorted(set(engine.overlaps))
-                outcome["blocked"] = server.thread.ident in engine.threads
-    finally:
-        engine.close()
+    def visit(self, channel: Channel, inputs: Mapping[str, Any]) -> Plain:
+        visit = Visit(channel, inputs["answers"], self.max_num_seqs, self.first_tokens)
+        try:
+            if visit.start():
+                self.meet(visit, inputs, visit.outcome)
+        finally:
+            visit.stop()
+        return visit.outcome
+
+    @abstractmethod
+    def meet(self, visit: Visit, inputs: Mapping[str, Any], outcome: dict[str, Plain]) -> None:
+        """Speak to an app that has started; what came of it is noted in ``outcome``."""

@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from labsupport.checks.asgi import Server, wait_until
-from labsupport.checks.check import Answer, Inputs
+from labsupport.checks.check import Inputs
 from labsupport.checks.ex06_inference_api.drawing import draw_answers
 from labsupport.checks.ex06_inference_api.oracles import expected_answer
 from labsupport.checks.ex06_inference_api.reading import (
+    NOT_WOKEN,
     json_object,
+    judge_envelope,
     judge_reason,
     judge_serving,
     judge_text,
@@ -23,10 +24,10 @@ from labsupport.checks.ex06_inference_api.reading import (
     short,
     text_of,
 )
-from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck, served
+from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
-from labsupport.checks.stand_in_engine import StandInEngine
+from labsupport.checks.visit import Got, Visit
 
 BLOCKED_LAG = 8  # steps until a piece is sent if each step gives the event loop only one turn
 
@@ -34,6 +35,7 @@ BLOCKED_LAG = 8  # steps until a piece is sent if each step gives the event loop
 class CheckStream(ApiCheck):
     name = "check_stream"
     points = 4
+    first_tokens = 7
     holds = "with stream: true each new piece of text is sent as an event when it is there, and [DONE] is the last"
 
     def inputs(self, seed: int) -> dict[str, Any]:
@@ -42,65 +44,68 @@ class CheckStream(ApiCheck):
         bodies = [{"prompt": ends, "max_tokens": 16, "stream": True}, {"prompt": cut, "stream": True}]
         return {"answers": answers, "bodies": bodies}
 
-    def run(self, answer: Answer, inputs: Inputs) -> Plain:
-        engine = StandInEngine(inputs["answers"])
-        outcome: dict[str, Any] = {"got": [], "late": None}
-        with served(answer, engine, outcome) as server:
-            if server:
-                first, second = inputs["bodies"]
-                got = server.post(COMPLETIONS, first)
-                outcome["late"] = self._step_by_step(engine, server, got, first["prompt"])
-                got.wait()
-                outcome["got"].append(got.plain())
-                if got.ended:
-                    got = server.post(COMPLETIONS, second)
-                    got.wait()
-                    outcome["got"].append(got.plain())
-        return outcome
+    def meet(self, visit: Visit, inputs: Inputs, outcome: dict[str, Any]) -> None:
+        outcome |= {"got": [], "late": None}
+        first, second = inputs["bodies"]
+        visit.engine.hold()
+        got = visit.post(COMPLETIONS, first)
+        outcome["late"] = self._step_by_step(visit, got, first["prompt"])
+        visit.engine.open()
+        ended = visit.finish(got)
+        outcome["got"].append(got.plain())
+        if ended:
+            got = visit.post(COMPLETIONS, second)
+            visit.finish(got)
+            outcome["got"].append(got.plain())
 
-    def _step_by_step(self, engine: StandInEngine, server: Server, got: Any, prompt: str) -> Plain:
-        """[step, what the client had then] of the first step whose text was not sent before the next step; or None."""
-        engine.hold()
-        if not wait_until(lambda: got.ended or engine.knows(prompt)):
-            engine.open()
-            return None
-        request, texts, late = engine.seen[-1] if engine.seen else None, [""], None
-        while request and request.finish_reason is None and not got.ended and late is None:
+    def _step_by_step(self, visit: Visit, got: Got, prompt: str) -> Plain:
+        """[step, what the client had then, whether waking the event loop helped] of the first step whose text was not
+        sent before the next step; or None."""
+        engine = visit.engine
+        visit.wait(lambda: got.ended or engine.held)
+        request, texts = engine.request(prompt), [""]
+        while request and request.finish_reason is None and not got.ended:
             engine.allow()
-            if not wait_until(lambda: engine.num_steps >= len(texts) or got.ended):
+            if not visit.wait(lambda: got.ended or engine.num_steps >= len(texts)):
                 break
             texts.append(request.stream.text)
-            due = texts[-1]
-            if server.thread.ident in engine.threads:  # a blocked loop is for check_concurrent to report
-                wait_until(lambda: engine.held or request.finish_reason is not None)
-                due = texts[max(0, len(texts) - BLOCKED_LAG)]
-            if request.finish_reason is None and not wait_until(
-                lambda: got.ended or len(_streamed(got.text)) >= len(due)  # noqa: B023
-            ):
-                late = [engine.num_steps, _streamed(got.text)]
-        engine.open()
-        return late
+            due = len(texts[-1])
+            if engine.on_loop:  # a blocked loop is for check_concurrent to report
+                visit.wait(lambda: engine.held or request.finish_reason is not None)
+                due = len(texts[max(0, len(texts) - BLOCKED_LAG)])
+
+            def is_there(due: int = due) -> bool:
+                return got.ended or len(_streamed(got.text)) >= due
+
+            if request.finish_reason is None and not visit.wait(is_there):
+                had = _streamed(got.text)
+                return [engine.num_steps, had, visit.wake(is_there)]
+        return None
 
     def judge(self, inputs: Inputs, values: Plain) -> None:
         judge_serving(values)
+        ids: list[str] = []
         for number, (body, got) in enumerate(zip(inputs["bodies"], values["got"], strict=False)):
             what = f"POST {COMPLETIONS} with {short(body)}"
-            text = text_of(got, what)
+            text = text_of(got | {"woken": False}, what)
             kind = got["headers"].get("content-type", "none")
             if not kind.startswith("text/event-stream"):
                 raise Wrong(f"{what}: the content type must be text/event-stream; got {kind}")
-            self._judge_events(text, body, inputs["answers"][body["prompt"]], what)
+            ids += self._judge_events(text, body, inputs["answers"][body["prompt"]], what)
             if number == 0 and values["late"] is not None:
-                step, had = values["late"]
+                step, had, woken = values["late"]
                 raise Wrong(
-                    f"{what}: after step {step} of the engine the client had {had[-40:]!r}, "
-                    "and nothing more came before the next step: "
-                    "yield each output's new text as soon as step() has returned it"
-                )
+                    f"{what}: after step {step} of the engine the client had {had[-40:]!r}, and nothing more came "
+                    + (f"until something else woke the event loop: {NOT_WOKEN}" if woken else
+                       "before the next step: yield each output's new text as soon as step() has returned it")
+                )  # fmt: skip
+        if len(set(ids)) < len(ids):
+            raise Wrong(f'"id" must be different for each stream; got {ids}')
         if len(values["got"]) != len(inputs["bodies"]):
             raise ValueError("answers are missing")
 
-    def _judge_events(self, text: str, body: Mapping[str, Any], answer: str, what: str) -> None:
+    def _judge_events(self, text: str, body: Mapping[str, Any], answer: str, what: str) -> set[str]:
+        """The ids that its events have: one, or `Wrong`."""
         events, rest = _events(text)
         if rest.strip() or not events:
             raise Wrong(
@@ -109,14 +114,19 @@ class CheckStream(ApiCheck):
             )
         if events[-1].strip() != "[DONE]":
             raise Wrong(f"{what}: the last event must be data: [DONE]; got {events[-1][:60]!r}")
-        pieces, reasons = [], []
+        pieces, reasons, ids = [], [], set()
         for data in events[:-1]:
+            if data.strip() == "[DONE]":
+                raise Wrong(
+                    f"{what}: data: [DONE] must come once, as the last event; {len(events) - 1} came, one earlier"
+                )
             value = json_object(data, f"{what}: an event's data")
             if "error" in value:
                 raise Wrong(f"{what}: an event reports an error, {data[:80]}")
             if value.get("choices") == [] and value.get("usage"):
                 continue  # as with OpenAI's stream_options
             choice = only_choice(value, f"{what}: an event")
+            ids.add(judge_envelope(value, f"{what}: an event"))
             pieces.append(choice["text"])
             reasons.append(choice.get("finish_reason"))
         expected, reason, _ = expected_answer(answer, body.get("max_tokens", 16))
@@ -130,6 +140,9 @@ class CheckStream(ApiCheck):
         judge_reason(reasons[-1] if reasons else None, reason, f"{what}, last piece")
         if any(each is not None for each in reasons[:-1]):
             raise Wrong(f"{what}: finish_reason must be null in all pieces but the last; got {reasons[:3]}")
+        if len(ids) > 1:
+            raise Wrong(f"{what}: all events of a stream have the same id; got {sorted(ids)[:3]}")
+        return ids
 
 
 def _events(text: str) -> tuple[list[str], str]:

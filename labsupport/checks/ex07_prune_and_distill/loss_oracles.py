@@ -88,6 +88,21 @@ def known_mistakes(student: Tensor, teacher: Tensor, labels: Tensor, t: float, a
                 factor * soft / classes,
             )
         )
+        found.append(
+            (
+                "that compares the student with the teacher's best class alone; KL takes the whole distribution",
+                factor * F.cross_entropy(s / t, p.argmax(-1)),
+            )
+        )
+        found.append(
+            ("that is the mean square of the difference of logits, not a KL", factor * F.mse_loss(s / t, p / t))
+        )
+        found.append(
+            (
+                "that is the mean square of the difference of probabilities, not a KL",
+                factor * F.mse_loss((s / t).softmax(-1), (p / t).softmax(-1)),
+            )
+        )
         found.append(("the sign is wrong: a KL is never negative", -factor * soft))
         if student.dim() == 2:
             found.append(("take the mean over the batch, not the sum", factor * softs.sum()))

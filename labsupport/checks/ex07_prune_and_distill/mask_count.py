@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from labsupport.checks.check import Inputs
 from labsupport.checks.ex07_prune_and_distill.calling import MaskCheck
@@ -40,17 +41,25 @@ class CheckMaskCount(MaskCheck):
             size, wanted, zeros = weight.numel(), round(sparsity * weight.numel()), int((~mask).sum())
             if zeros == wanted:
                 continue
-            tied = "level" in case or "ones" in case or "zeros" in case
             start = f"for {case} the mask has {zeros} zeros, round(sparsity * {size}) is {wanted}"
             if zeros == size and wanted == 0:
                 raise Wrong(f"{start}: a slice such as [:-k] is empty where k is 0; at sparsity 0 all weights stay")
             if zeros == size - wanted:
                 raise Wrong(f"{start}: True must mark the weights that stay, False those that go")
-            if not tied and zeros == int(sparsity * size):
-                raise Wrong(f"{start}: int() rounds down, round() rounds to the nearest")
-            if tied:
+            if _is_threshold(mask, weight, wanted):
                 raise Wrong(f"{start}: a threshold removes all weights of equal magnitude or none; choose k places")
+            if zeros == int(sparsity * size):
+                raise Wrong(f"{start}: int() rounds down, round() rounds to the nearest")
             raise Wrong(f"{start}: choose k = round(sparsity * weight.numel()) places of the whole weight")
+
+
+def _is_threshold(mask: Tensor, weight: Tensor, wanted: int) -> bool:
+    """Whether weights of the magnitude at the cut all stay or all go, where only some of them should."""
+    magnitudes = weight.abs().flatten()
+    cut = magnitudes.sort().values[max(wanted - 1, 0)]
+    return bool((magnitudes == cut).sum() > 1) and (
+        torch.equal(mask, weight.abs() > cut) or torch.equal(mask, weight.abs() >= cut)
+    )
 
 
 check_mask_count = CheckMaskCount()

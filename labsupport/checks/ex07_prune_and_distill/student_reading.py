@@ -46,7 +46,9 @@ def require_small(layers: list[Any]) -> None:
             "do not make a network smaller, fewer neurons do (64 -> 16 -> 10 has 1,210)"
         )
     if nonzero > MAX_NONZERO:
+        start = f"{nonzero} of the student's {size:,} weights and biases are not zero, at most {MAX_NONZERO} may be: "
+        if nonzero < 0.75 * size:
+            raise Wrong(f"{start}the zeros are in place, and too few; prune a larger share, biases count too")
         raise Wrong(
-            f"{nonzero} of the student's {size:,} weights and biases are not zero, at most {MAX_NONZERO} may "
-            "be: prune with magnitude_mask, and multiply by the mask again after every optimizer step"
+            f"{start}few are zero: prune with magnitude_mask, and multiply by the mask again after every optimizer step"
         )

@@ -1,7 +1,6 @@
 """Which names a cell's source defines and uses, found without running it; none if the source does not parse.
 
-Sources are untrusted: one longer than `MAX_BYTES` is not parsed, and Python's parser itself gives up on deep nesting
-(RecursionError or MemoryError).
+Sources are untrusted (`labsupport.checks.source`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import ast
 import builtins
 import symtable
 
-MAX_BYTES = 200_000
-_UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # ValueError: a null byte
+from labsupport.checks.source import MAX_BYTES, UNPARSABLE
 
 
 def defined_names(source: str) -> set[str]:
@@ -29,7 +27,7 @@ def defined_functions(source: str) -> set[str]:
         return set()
     try:
         tree = ast.parse(source)
-    except _UNPARSABLE:
+    except UNPARSABLE:
         return set()
     return {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
 
@@ -52,7 +50,7 @@ def same_code(one: str, other: str) -> bool:
         return False
     try:
         return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
-    except _UNPARSABLE:
+    except UNPARSABLE:
         return False
 
 
@@ -61,7 +59,7 @@ def _table(source: str) -> symtable.SymbolTable | None:
         return None
     try:
         return symtable.symtable(source, "<cell>", "exec")
-    except _UNPARSABLE:
+    except UNPARSABLE:
         return None
 
 

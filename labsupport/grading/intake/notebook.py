@@ -3,8 +3,8 @@
 Only the source of the answer cells is taken; outputs, metadata, check cells and everything else in the file are
 ignored. An answer cell is recognised, in this order, by its id; by the id that Colab or nbgrader keep in the metadata
 (both write old nbformat, without ids); by its tag `answer` and position, if there are as many as in the exercise; by
-what it defines. The last also applies when the cell was left as it was and the functions are in a cell of the
-student's own.
+what it defines. The last also applies when the cell, or one of its functions, was left as it was and the student wrote
+the functions in another cell (`placement`).
 
 A student's own cells run only if an answer uses a name that they define (an import, a helper). They run in the
 sandbox, so nothing is given away, and a right answer stays right.
@@ -16,12 +16,14 @@ import json
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from labsupport.grading.intake.cell_code import defined_functions, defined_names, same_code, used_names
+from labsupport.checks.source import syntax_error
+from labsupport.grading.intake.cell_code import defined_names, same_code, used_names
+from labsupport.grading.intake.placement import find_elsewhere
 
 MAX_FILE_BYTES = 20 * 2**20
 MAX_JSON_ITEMS = 2_000_000
@@ -46,6 +48,7 @@ class Submission:
     answers: dict[str, str]  # id -> source of the answer cells, the stub where the student has none
     attempted: bool
     notes: tuple[str, ...] = ()
+    syntax_errors: dict[str, str] = field(default_factory=dict)  # id -> where and why Python cannot read an answer
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,23 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     """
     exercise = _read_exercise(pristine)
     theirs = read_cells(data)
-    found, notes = _find_answers(theirs, exercise)
+    found, moved, notes = _find_answers(theirs, exercise)
     answers = {name: found.get(name, stub) for name, stub in exercise.stubs.items()}
-    answer_cells = set(found.values())
-    own = [cell.source for cell in theirs if cell.source not in answer_cells and cell.source not in exercise.sources]
-    helpers = _helpers(own, [*answers.values()], exercise.setup)
+    taken = {*found.values(), *moved}
+    own = [cell.source for cell in theirs if cell.source not in taken and cell.source not in exercise.sources]
+    helpers = _helpers(own, [*answers.values(), *moved], exercise.setup)
     if helpers:
         notes.append(f"{len(helpers)} of your own cells ran too: your answers use names that they define")
     cells = [*exercise.setup.items(), *((f"own-{i}", source) for i, source in enumerate(helpers)), *answers.items()]
+    cells += [(f"moved-{i}", source) for i, source in enumerate(moved)]  # last: what the answer cell left as a stub
     if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
         raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
     written = [source for name, source in cells if name not in exercise.setup]
     if any(_REACHES_IN.search(source) for source in written):
         notes.append("your code names the course's checks, or Python's table of modules; a person should read it")
     attempted = any(not same_code(source, exercise.stubs[name]) for name, source in answers.items())
-    return Submission(tuple(cells), answers, attempted, tuple(notes))
+    broken = {name: problem for name, source in cells[len(exercise.setup) :] if (problem := syntax_error(source))}
+    return Submission(tuple(cells), answers, attempted or bool(moved), tuple(notes), broken)
 
 
 def read_cells(data: bytes) -> list[Cell]:
@@ -163,39 +168,43 @@ def _read_exercise(pristine: bytes) -> _Exercise:
     return _Exercise(setup, stubs, frozenset(cell.source for cell in cells))
 
 
-def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, str], list[str]]:
-    """Id of an answer cell -> what the student wrote in it; and notes."""
+def _find_answers(theirs: list[Cell], exercise: _Exercise) -> tuple[dict[str, str], list[str], list[str]]:
+    """Id of an answer cell -> what the student wrote in it; sources of other cells that run too; and notes."""
     found: dict[str, str] = {}
+    places: dict[str, int] = {}  # id -> which of their cells it is
     notes = []
-    tagged = [cell for cell in theirs if "answer" in cell.tags]
+    tagged = [index for index, cell in enumerate(theirs) if "answer" in cell.tags]
     nameless = not any(set(cell.ids) & set(exercise.stubs) for cell in theirs)
     by_position = dict(zip(exercise.stubs, tagged, strict=False)) if len(tagged) == len(exercise.stubs) else {}
     for name, stub in exercise.stubs.items():
-        same_id = [cell.source for cell in theirs if name in cell.ids]
-        written = [source for source in same_id if not same_code(source, stub)]
-        if len(set(same_id)) > 1:
-            notes.append(f"{len(same_id)} cells have the id {name}: the last one that differs from the stub counts")
-        if not same_id and nameless and by_position:
-            same_id = [by_position[name].source]
-            written = [source for source in same_id if not same_code(source, stub)]
-        if not written:  # a cell without its id, or one of the student's own beside the untouched one
-            wanted = defined_functions(stub)
-            written = [
-                c.source for c in theirs if _is_own(c, exercise) and wanted and wanted <= defined_functions(c.source)
-            ]
-            if written:
-                notes.append(
-                    f"the answer to {name} was found in another cell, which defines {', '.join(sorted(wanted))}"
-                )
-            elif not same_id:
-                notes.append(f"there is no answer cell {name}")
-        if written or same_id:
-            found[name] = (written or same_id)[-1]
-    return found, notes
+        same = [index for index, cell in enumerate(theirs) if name in cell.ids]
+        if len({theirs[index].source for index in same}) > 1:
+            notes.append(f"{len(same)} cells have the id {name}: the last one that differs from the stub counts")
+        if not same and nameless and by_position:
+            same = [by_position[name]]
+        written = [index for index in same if not same_code(theirs[index].source, stub)]
+        if written or same:
+            places[name] = (written or same)[-1]
+            found[name] = theirs[places[name]].source
+    moved: list[str] = []
+    sources = [cell.source for cell in theirs]
+    given = [index for index, cell in enumerate(theirs) if _is_given(cell, exercise)]
+    later = list(places.values())
+    for name, stub in exercise.stubs.items():
+        later = later[1:] if name in places else later
+        elsewhere = find_elsewhere(sources, given, stub, places.get(name), places.values(), later)
+        notes += elsewhere.notes
+        if elsewhere.whole is not None:
+            found[name] = sources[elsewhere.whole]
+        elif name not in places and not elsewhere.also:
+            notes.append(f"there is no answer cell {name}")
+        moved += [sources[index] for index in elsewhere.also if sources[index] not in moved]
+    return found, moved, notes
 
 
-def _is_own(cell: Cell, exercise: _Exercise) -> bool:
-    return not set(cell.ids) & set(exercise.stubs) and cell.source not in exercise.sources
+def _is_given(cell: Cell, exercise: _Exercise) -> bool:
+    """Whether it is a cell of the exercise as it was given out."""
+    return cell.source in exercise.sources or any(same_code(cell.source, exercise.stubs.get(i, "")) for i in cell.ids)
 
 
 def _helpers(own: list[str], answers: list[str], setup: dict[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ MEANING = {
     "ok": "all checks hold",
     "failed": "at least one check does not hold",
     "not attempted": "the answer cells are as they were handed out",
-    "timeout": "the code ran out of time; it may contain an endless loop",
+    "timeout": "the code ran out of time; it may contain an endless loop, or wait for something that never comes",
     "memory": "the code used more memory than it is allowed",
     "exited": "the code ended its process before all checks had run",
     "output limit": "the code printed or wrote more than it is allowed",

@@ -5,6 +5,9 @@ judges them outside. nbval remains the way in which students and CI check a note
 grading: it compares what the kernel prints, and code in that kernel can print, patch or skip whatever it likes (of 15
 attacks on plain nbval 11 succeeded). The checks are the same, split where a wall can stand.
 
+A check of a program that runs (`checks.visited`) does not observe in here: the program is hosted for somebody outside,
+who talks to it through a channel of its own, and whose record counts.
+
 The cells run in an IPython shell, so that magics, `display`, `In`, top-level `await` and plots work as in a notebook.
 Results are sent as frames (`FRAME`): kind, index, length, then the payload.
 """
@@ -13,11 +16,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import struct
 from typing import Any
 
 FRAME = struct.Struct("<cIQ")
 ENTERED, CELL, STARTED, VALUES, NO_VALUES, DONE, FAILED = b"i", b"c", b"s", b"v", b"x", b"d", b"!"
+CALLING = b"n"  # when it is asked, before it is ended: the call of the student's code that runs now
 REPORT = b"E"  # from the supervisor itself
 
 
@@ -48,21 +54,33 @@ def make_shell() -> Any:
     return shell
 
 
-def run(payload: bytes, shell: Any, results: int, result_bytes: int) -> None:
-    """Run all cells of ``payload``, then observe all its checks, and send what came of each."""
-    from labsupport.checks import exercise
-    from labsupport.checks.plain import decode, encode
+def run(payload: bytes, shell: Any, results: int, result_bytes: int, visitors: int | None = None) -> None:
+    """Run all cells of ``payload``, then observe all its checks, and send what came of each.
 
+    ``visitors``: file descriptor of a socket, for the checks that are visited.
+    """
+    from labsupport.checks import exercise
+    from labsupport.checks.channel import Channel
+    from labsupport.checks.plain import decode, encode, running_call
+    from labsupport.checks.visited import VisitedCheck
+
+    signal.signal(signal.SIGUSR1, lambda *_: send(results, CALLING, 0, running_call().encode(errors="replace")))
     (length,) = struct.unpack_from("<Q", payload)
     header = json.loads(payload[8 : 8 + length])
     for index, (_, source) in enumerate(header["cells"]):
         send(results, CELL, index, json.dumps(run_cell(shell, source)).encode())
     checks = exercise(header["exercise"]).checks if header["checks"] else ()
+    connection = None if visitors is None else socket.socket(fileno=visitors)
     offset = 8 + length
     for index, size in header["checks"]:
         send(results, STARTED, index)
+        check = checks[index]
         try:
-            values = encode(checks[index].observe(shell.user_ns, decode(payload[offset : offset + size])))
+            if isinstance(check, VisitedCheck) and connection:
+                check.attend(shell.user_ns, Channel(connection), {"check": index})
+                send(results, VALUES, index)
+                continue
+            values = encode(check.observe(shell.user_ns, decode(payload[offset : offset + size])))
             if len(values) > result_bytes:
                 send(results, NO_VALUES, index, f"your code returned more than {result_bytes >> 20} MiB".encode())
             else:

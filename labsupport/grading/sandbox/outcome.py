@@ -6,6 +6,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from labsupport.grading.sandbox import kernel
@@ -19,13 +20,14 @@ class SandboxError(RuntimeError):
 class Outcome:
     """What a run gave. Everything except ``ended``, ``exit_code`` and the measurements comes from untrusted code."""
 
-    ended: str  # "" if it ended by itself, else why the supervisor ended it: "timeout", "memory", "output", ...
+    ended: str  # "" if it ended by itself, else why the supervisor ended it: "timeout", "asleep", "memory", ...
     exit_code: int  # negative: the signal
     done: bool  # all cells and checks have run
     cells: dict[int, str | None] = field(default_factory=dict)  # position -> the error that it ended with
     values: dict[int, bytes] = field(default_factory=dict)  # index of a check -> encoded values
     failures: dict[int, str] = field(default_factory=dict)  # index of a check -> why there are no values
     started: tuple[int, ...] = ()  # checks, in order
+    calling: str = ""  # the call that was cut short, if that is known
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
@@ -53,23 +55,35 @@ def outcome_of(frames: list[tuple[bytes, int, bytes]]) -> Outcome:
         values=dict(sent.get(kernel.VALUES, [])),
         failures={index: data.decode(errors="replace") for index, data in sent.get(kernel.NO_VALUES, [])},
         started=tuple(index for index, _ in sent.get(kernel.STARTED, [])),
+        calling="".join(data.decode(errors="replace") for _, data in sent.get(kernel.CALLING, [])[:1]),
         seconds=found["seconds"],
         cpu_seconds=found["cpu_seconds"],
         memory_bytes=found["memory_bytes"],
     )
 
 
-def read_frames(pipe: int, seconds: float) -> list[tuple[bytes, int, bytes]]:
-    """All frames until the supervisor closes its end, which limits their number and length."""
+def read_frames(
+    pipe: int, seconds: float, watch: Callable[[int], None] | None = None
+) -> list[tuple[bytes, int, bytes]]:
+    """All frames until the supervisor closes its end, which limits their number and length.
+
+    Args:
+        watch: called with the index of each check that begins, as soon as its frame is there.
+    """
     data = bytearray()
+    frames: list[tuple[bytes, int, bytes]] = []
+    position = 0
     while wait_readable(pipe, seconds) and (part := os.read(pipe, 1 << 20)):
         data += part
-    frames, position = [], 0
-    while position + kernel.FRAME.size <= len(data):
-        kind, index, length = kernel.FRAME.unpack_from(data, position)
-        position += kernel.FRAME.size
-        frames.append((kind, index, bytes(data[position : position + length])))
-        position += length
+        while position + kernel.FRAME.size <= len(data):
+            kind, index, length = kernel.FRAME.unpack_from(data, position)
+            start = position + kernel.FRAME.size
+            if start + length > len(data):
+                break
+            frames.append((kind, index, bytes(data[start : start + length])))
+            position = start + length
+            if watch is not None and kind == kernel.STARTED:
+                watch(index)
     return frames
 
 

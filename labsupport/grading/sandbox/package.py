@@ -1,9 +1,9 @@
 """The copy of `labsupport` that is there inside a sandbox: the checks can observe in it, and cannot judge.
 
 What judges an answer, and the reference answers that it judges by, are cut out of the check modules: the sandbox
-need not be trusted with what it does not have. Of each class `judge` and `inputs` go, then every function, class,
-constant and import that `EXERCISE` does not need to observe, in all files of the exercise; files of which nothing is
-left are not written. The algorithms stay as they are: an answer may use them, as in the student's own notebook. Of
+need not be trusted with what it does not have. Of each class `judge`, `inputs` and `visit` go, then every function,
+class, constant and import that `EXERCISE` does not need to observe, in all files of the exercise; files of which
+nothing is left are not written. The algorithms stay as they are: an answer may use them, as in the notebook. Of
 `grading` only the modules that run inside are copied.
 """
 
@@ -17,9 +17,13 @@ from pathlib import Path
 import labsupport
 
 RUNS_INSIDE = ("__init__", "zygote", "supervisor", "processes", "kernel", "limits", "namespaces", "landlock", "linux")
+OUTSIDE = ("judge", "inputs", "visit", "meet")  # methods of checks
+STAYS_OUTSIDE = ("visit.py", "recorder.py")  # of checks: who talks to an app that is hosted inside
 ABSTRACT = """
 def inputs(self, seed): raise NotImplementedError
 def judge(self, inputs, values): raise NotImplementedError
+def visit(self, channel, inputs): raise NotImplementedError
+def meet(self, visit, inputs, outcome): raise NotImplementedError
 """
 
 
@@ -39,7 +43,7 @@ def build_package(folder: Path) -> None:
 
 def write_checks(source: Path, target: Path) -> None:
     """Copy the checks' folder, each exercise (a folder or a file `ex..`) without what judges."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ex*", "__pycache__"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("ex*", "__pycache__", *STAYS_OUTSIDE))
     for exercise in sorted(source.glob("ex*")):
         is_folder = exercise.is_dir()
         paths = sorted(exercise.glob("*.py")) if is_folder else [exercise]
@@ -71,17 +75,19 @@ def without_judges(face: str, sources: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cut_methods(trees: Collection[ast.Module]) -> None:
-    """Reduce each check, and each class that a check may take `judge` or `inputs` from, to `run` and its helpers."""
+    """Reduce each check, and each class from which it may take `judge` or `inputs`, to `run`, `host` and helpers."""
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     checks = {"Check"}
     while True:
-        found = {node.name for node in classes if _bases(node) & checks or _methods(node) & {"judge", "inputs"}}
+        found = {node.name for node in classes if _bases(node) & checks or _methods(node) & set(OUTSIDE)}
         if found <= checks:
             break
         checks |= found
     for node in classes:
         if node.name in checks:
-            node.body = _reached(node.body, {"run", *_assigned(node.body)}, _attributes) + ast.parse(ABSTRACT).body
+            node.body = (
+                _reached(node.body, {"run", "host", *_assigned(node.body)}, _attributes) + ast.parse(ABSTRACT).body
+            )
 
 
 def _reached_across(trees: Mapping[str, ast.Module], face: str, root: str) -> dict[str, set[str]]:

@@ -19,11 +19,19 @@ from typing import NoReturn
 
 from labsupport.grading.sandbox import kernel, landlock, linux, namespaces
 from labsupport.grading.sandbox.limits import Limits, Place, limit_resources
-from labsupport.grading.sandbox.processes import anonymous_bytes, descendants, disk_bytes, end_all, remove
+from labsupport.grading.sandbox.processes import (
+    anonymous_bytes,
+    descendants,
+    disk_bytes,
+    end_all,
+    processor_seconds,
+    remove,
+)
 
-FORWARDED = {kernel.CELL, kernel.STARTED, kernel.VALUES, kernel.NO_VALUES, kernel.DONE}
+FORWARDED = {kernel.CELL, kernel.CALLING, kernel.STARTED, kernel.VALUES, kernel.NO_VALUES, kernel.DONE}
 MAX_FRAMES = 2000
 POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 0.3  # for a process that took too long to say what it was doing
 
 
 def supervise(level: str, limits: Limits, place: Place, report: int, run: Callable[[int], None]) -> NoReturn:
@@ -121,7 +129,8 @@ class _Watch:
         self.before = before
         self.entered = False
         self.ended = ""  # why it was ended, "" if it ended by itself
-        self.seconds = self.step_seconds = 0.0
+        self.seconds = self.step_seconds = 0.0  # by the clock
+        self.cpu = self.cpu_before_step = 0.0
         self.printed = self.frames = self.passed_on = self.peak = 0
         self.pending = b""
 
@@ -148,6 +157,8 @@ class _Watch:
                 if not ready and self._has_exited():
                     break  # something outside its process tree holds a pipe open
             self._judge()
+        if self.ended in ("timeout", "asleep"):
+            self._ask_what_it_does(results)
 
     def _take(self, data: bytes) -> None:
         """Forward complete frames. An impossible frame ends the run, and what follows it is ignored."""
@@ -155,7 +166,7 @@ class _Watch:
         while len(self.pending) >= kernel.FRAME.size and not self.ended:
             kind, _, length = kernel.FRAME.unpack_from(self.pending)
             if kind == kernel.ENTERED and not self.entered:
-                self.entered, self.step_seconds = True, 0.0
+                self.entered = True
             elif length > self.limits.result_bytes or kind not in (FORWARDED if self.entered else {kernel.FAILED}):
                 self.ended = "result"
                 return
@@ -163,14 +174,16 @@ class _Watch:
             if len(self.pending) < size:
                 return
             frame, self.pending = self.pending[:size], self.pending[size:]
-            self.frames, self.step_seconds = self.frames + 1, 0.0
+            self.frames, self.step_seconds, self.cpu_before_step = self.frames + 1, 0.0, self.cpu
             self.passed_on += size
             _write(self.report, frame)
 
     def _judge(self) -> None:
         limits = self.limits
-        if self.seconds > limits.seconds or self.step_seconds > limits.seconds_a_step:
+        if self.cpu > limits.seconds or self.cpu - self.cpu_before_step > limits.seconds_a_step:
             self.ended = "timeout"
+        elif self.seconds > limits.wall * limits.seconds or self.step_seconds > limits.wall * limits.seconds_a_step:
+            self.ended = "asleep"
         elif self.printed > limits.output_bytes:
             self.ended = "output"
         elif self.frames > MAX_FRAMES or self.passed_on > 16 * limits.result_bytes:
@@ -179,13 +192,23 @@ class _Watch:
             self.ended = "memory"
 
     def _look(self) -> None:
-        """Count the processes, the memory that they do not share with the warm process, and what they wrote."""
+        """Count the processes, their time, the memory that they do not share with the warm process, what they wrote."""
         inside = descendants(self.child)
+        self.cpu = max(self.cpu, processor_seconds(inside))
         self.peak = max(self.peak, sum(max(0, anonymous_bytes(pid) - self.before) for pid in inside))
         if len(inside) > self.limits.processes:
             self.ended = "processes"
         if self.place.scratch and disk_bytes(self.place.scratch) > self.limits.disk_bytes:
             self.ended = "disk"
+
+    def _ask_what_it_does(self, results: int) -> None:
+        """For the message: which call it was that took too long. Code that Python cannot interrupt does not answer."""
+        ended, self.ended = self.ended, ""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGUSR1)
+            if select.select([results], [], [], LAST_WORDS_SECONDS)[0]:
+                self._take(os.read(results, 1 << 16))
+        self.ended = ended
 
     def _has_exited(self) -> bool:
         try:

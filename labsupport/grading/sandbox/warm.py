@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from labsupport.grading.sandbox.limits import LEVELS, Limits
 from labsupport.grading.sandbox.outcome import Outcome, SandboxError, outcome_of, read_frames, wait_readable
 from labsupport.grading.sandbox.package import build_package
 from labsupport.grading.sandbox.probe import check_outside, probe_cell
+from labsupport.grading.sandbox.visitor import Visit, Visitor
 
 START_SECONDS = 300.0  # importing torch from a cold disk
 GRACE_SECONDS = 60.0  # for the supervisor, beyond the limit that it enforces itself
@@ -65,22 +66,28 @@ class WarmProcess:
         exercise: str = "",
         inputs: dict[int, bytes] | None = None,
         limits: Limits | None = None,
+        visits: Mapping[int, Visit] | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> Outcome:
         """Run ``cells`` (id, source), then the checks with these inputs (index -> encoded, without the private ones).
+
+        Args:
+            visits: for the checks that are visited, who talks to the code inside.
+            watch: called with the index of each check when it begins; untrusted code says which.
 
         Raises:
             SandboxError: the sandbox failed.
         """
         payload = kernel.write_payload(list(cells), exercise, inputs or {})
         try:
-            return self._run(payload, self.level, limits or Limits())
+            return self._run(payload, self.level, limits or Limits(), visits, watch)
         except _WarmProcessDied:
             with self._lock:
                 if self._closed:
                     raise
                 if self._process is None or self._process.poll() is not None:
                     self._start()
-            return self._run(payload, self.level, limits or Limits())
+            return self._run(payload, self.level, limits or Limits(), visits, watch)
 
     def close(self) -> None:
         """End the warm process and everything it started, and remove its files."""
@@ -165,26 +172,39 @@ class WarmProcess:
             payload = kernel.write_payload([("probe", probe_cell(Path(folder)))], "", {})
             check_outside(Path(folder), self._run(payload, level or self.level, Limits()))
 
-    def _run(self, payload: bytes, level: str, limits: Limits) -> Outcome:
+    def _run(
+        self,
+        payload: bytes,
+        level: str,
+        limits: Limits,
+        visits: Mapping[int, Visit] | None = None,
+        watch: Callable[[int], None] | None = None,
+    ) -> Outcome:
         scratch = ""
         if level != "namespaces":
             scratch = tempfile.mkdtemp(dir=self._folder / "scratch")
         request = {"level": level, "limits": asdict(limits), "scratch": scratch}
         report, theirs = os.pipe()
+        visitor = Visitor(visits) if visits else None
         try:
             with tempfile.TemporaryFile() as file:
                 file.write(payload)
                 file.flush()
                 try:
                     with self._lock:
-                        socket.send_fds(self._control, [json.dumps(request).encode()], [theirs, file.fileno()])
+                        passed = [theirs, file.fileno(), *([visitor.theirs.fileno()] if visitor else [])]
+                        socket.send_fds(self._control, [json.dumps(request).encode()], passed)
                 except OSError as error:
                     raise _WarmProcessDied(str(error)) from error
                 finally:
                     os.close(theirs)
-            frames = read_frames(report, limits.seconds * 2 + GRACE_SECONDS)
+                    if visitor:
+                        visitor.begin()
+            frames = read_frames(report, limits.seconds * limits.wall + GRACE_SECONDS, watch)
         finally:
             os.close(report)
+            if visitor:
+                visitor.end()
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
         if not frames or frames[-1][0] != kernel.REPORT:
@@ -192,6 +212,9 @@ class WarmProcess:
                 raise _WarmProcessDied(self._errors())
             raise SandboxError(f"a supervisor ended without a report: {self._errors()}")
         outcome = outcome_of(frames)
+        if visitor:  # what was written down outside, and nothing that was sent in its place
+            others = {index: data for index, data in outcome.values.items() if index not in visitor.visits}
+            outcome = replace(outcome, values=others | visitor.values)
         if outcome.ended == "interrupted":
             raise _WarmProcessDied("the warm process ended in the middle of a run")
         return outcome

@@ -36,7 +36,7 @@ def main() -> None:
     gc.freeze()
     control.send(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 2)
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 3)
         if not message:
             break
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # the child may end before it is in `running`
@@ -71,7 +71,9 @@ def _reap(running: set[int], options: int) -> None:
             running.discard(child)
 
 
-def serve(request: dict[str, Any], place: Place, shell: Any, report: int, payload: int) -> None:
+def serve(
+    request: dict[str, Any], place: Place, shell: Any, report: int, payload: int, visitors: int | None = None
+) -> None:
     """One run, in a process of its own."""
     limits = Limits(**request["limits"])
 
@@ -80,11 +82,13 @@ def serve(request: dict[str, Any], place: Place, shell: Any, report: int, payloa
             file.seek(0)
             data = file.read()
         # close all that was open outside: sockets, pipes, the payload with the inputs of later checks
-        keep = 3 if results != 3 else 4
-        moved = os.dup2(results, keep, inheritable=False)
-        os.closerange(keep + 1, 1 << 16)
-        os.closerange(3, keep)
-        kernel.run(data, shell, moved, limits.result_bytes)
+        last = 3
+        talk = os.dup(visitors) if visitors == 3 else visitors  # not to be written over
+        os.dup2(results, 3, inheritable=False)
+        if talk is not None:
+            last = talk = os.dup2(talk, 4, inheritable=False)
+        os.closerange(last + 1, 1 << 16)
+        kernel.run(data, shell, 3, limits.result_bytes, talk)
 
     if place.scratch and os.geteuid() == 0:
         os.chown(place.scratch, place.outside_uid, place.outside_uid)

@@ -33,7 +33,7 @@ def block_table(num_blocks: int = 24, block_size: int = 4, max_length: int = 24)
     colours = dict(zip(names, (BLUE, ORANGE, GREEN, PURPLE, SKY_BLUE, YELLOW, VERMILION), strict=False))
 
     figure, (left, right) = new_figure(1, 2, height=3.9, width_ratios=[1.1, 1])
-    label(left, f"Paged: {num_blocks} blocks of {block_size} tokens")
+    label(left, f"Paged: {num_blocks} blocks of {block_size} tokens", "grey in a black frame: shared, stored once")
     label(right, f"Contiguous: {max_length} slots for each sequence", "slot", "")
     rows = -(-num_blocks // columns)
     left.set(xlim=(-0.05, columns), ylim=(rows, -0.05), xticks=[], yticks=[])
@@ -41,12 +41,12 @@ def block_table(num_blocks: int = 24, block_size: int = 4, max_length: int = 24)
     for axis in (left, right):
         axis.spines[:].set_visible(False)
     plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    cells, texts = [], []
+    cells, frames, texts = [], [], []
     for block in range(num_blocks):
         x, y = block % columns, block // columns
         left.add_patch(Rectangle((x, y), 0.92, 0.88, fill=False, edgecolor=LIGHT_GREY))
-        parts = [left.add_patch(Rectangle((x, y), 0, 0.88, animated=True)) for _ in range(2)]
-        cells.append(parts)
+        cells.append(left.add_patch(Rectangle((x, y), 0, 0.88, animated=True)))
+        frames.append(left.add_patch(Rectangle((x, y), 0.92, 0.88, fill=False, lw=2.5, animated=True)))
         text = left.text(x + 0.46, y + 0.46, "", ha="center", va="center", fontsize=9, animated=True)
         text.set_bbox(plate)
         texts.append(text)
@@ -60,13 +60,11 @@ def block_table(num_blocks: int = 24, block_size: int = 4, max_length: int = 24)
 
     def update(event: int) -> None:
         shot = history[event]
-        for block, (parts, text) in enumerate(zip(cells, texts, strict=True)):
+        for block, (cell, frame, text) in enumerate(zip(cells, frames, texts, strict=True)):
             owners = shot.owners.get(block, [])
-            width = 0.92 * shot.filled.get(block, 0) / block_size
-            for part, (owner, share) in zip(parts, [(owners[:1], 0), (owners[1:2], 1)], strict=True):
-                height = 0.88 / max(1, min(2, len(owners)))
-                part.set_bounds(block % columns, block // columns + share * height, width if owner else 0, height)
-                part.set_facecolor(colours[owner[0]] if owner else "none")
+            cell.set_width(0.92 * shot.filled.get(block, 0) / block_size)
+            cell.set_facecolor(LIGHT_GREY if len(owners) > 1 else colours.get("".join(owners), "none"))
+            frame.set_visible(len(owners) > 1)
             text.set_text("+".join(owners))
             text.set_visible(bool(owners))
         rooms_now = list(shot.contiguous.items())

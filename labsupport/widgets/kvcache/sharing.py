@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import ipywidgets
 
 from labsupport.widgets.live import Live
-from labsupport.widgets.style import BLACK, BLUE, GREY, ORANGE, VERMILION, label, legend, new_figure
+from labsupport.widgets.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    LIGHT_GREY,
+    ORANGE,
+    VERMILION,
+    label,
+    legend,
+    new_figure,
+    plain_ticks,
+    round_ticks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,17 +33,24 @@ def heads(num_heads: int, measured: pd.DataFrame) -> Live:
     options = [int(n) for n in measured.index]
     figure, (left, right) = new_figure(1, 2, height=3.3, width_ratios=[1, 1.1])
     label(left, "Who reads which keys and values")
-    label(right, "Bytes and quality", "KV cache [bytes a token]", "perplexity")
+    label(right, "Bytes and quality", "KV cache [bytes a token] (KV heads)", "perplexity")
     left.set(xlim=(-0.7, num_heads - 0.3), ylim=(-0.6, 1.6), xticks=[])
     left.set_yticks([0, 1], ["KV heads", "query heads"])
     left.spines[:].set_visible(False)
     left.plot(range(num_heads), [1] * num_heads, "o", ms=13, color=ORANGE)
     lines = [left.plot([i, i], [1, 0], "-", color=GREY, lw=1.2, zorder=0, animated=True)[0] for i in range(num_heads)]
     shared = left.plot([], [], "s", ms=15, color=BLUE, animated=True)[0]
-    for name, colour, style in (("pooled", VERMILION, "s--"), ("uptrained", BLUE, "o-")):
-        right.plot(measured["bytes a token"], measured[name], style, ms=5, color=colour, label=f"{name}")
+    held = measured["bytes a token"]
+    right.vlines(held, measured["pooled"], measured["uptrained"], color=LIGHT_GREY, lw=1.5, zorder=0)
+    for name, colour, marker in (("pooled", VERMILION, "s"), ("uptrained", BLUE, "o")):  # no line: the four are apart
+        right.plot(held, measured[name], marker, ms=6, color=colour, label=name)
+    right.set_xticks(held, [f"{size:,.0f}\n({count})" for count, size in zip(options, held, strict=True)])
     legend(right, loc="upper right")
-    right.set_ylim(bottom=0)
+    margin = 0.15 * (held.max() - held.min())
+    right.set(xlim=(held.min() - margin, held.max() + margin))
+    both = measured[["pooled", "uptrained"]].to_numpy()
+    right.set(yscale="log", ylim=(0.8 * both.min(), 1.5 * both.max()))
+    plain_ticks(right.yaxis, round_ticks(0.8 * both.min(), 1.5 * both.max()))
     marks = right.plot([], [], "D", ms=10, mfc="none", mec=BLACK, mew=2.2, animated=True)[0]
 
     def update(kv_heads: int) -> None:

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING
 
 import ipywidgets
 import numpy as np
+from matplotlib.text import Text
 
 from labsupport.widgets.live import Live
-from labsupport.widgets.style import BLACK, BLUE, GREEN, VERMILION, label, new_figure, percent, plain_ticks, round_ticks
+from labsupport.widgets.pruning.numbering import number_offsets
+from labsupport.widgets.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    label,
+    new_figure,
+    percent,
+    plain_ticks,
+    round_ticks,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+FAR = 50  # pixels: a number beyond has a thread to its point
 
 
 def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower_is_better: bool = True) -> Live:
@@ -51,16 +67,28 @@ def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower
     axis.set_ylim(values.min() - 0.12 * spread, values.max() + 0.15 * spread)
     line = axis.plot([], [], "-", color=GREEN, lw=2, animated=True)[0]
     dots = axis.plot([], [], "o", ms=6, color=BLUE, animated=True)[0]
-    numbers = [
-        axis.annotate(str(i + 1), (0, 0), (5, 5), textcoords="offset points", animated=True) for i in range(len(names))
-    ]
+    thread = {"arrowstyle": "-", "color": GREY, "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
+    placed = {"textcoords": "offset pixels", "ha": "center", "va": "center", "fontsize": 9, "arrowprops": thread}
+    numbers = [axis.annotate(str(i + 1), (0, 0), (0, 0), animated=True, **placed) for i in range(len(names))]
+    for number in numbers:
+        number.set_in_layout(False)
     limit = axis.axvline(50, color=VERMILION, ls="--", animated=True)
     chosen = axis.plot([], [], "D", ms=11, mfc="none", mec=VERMILION, mew=2.2, animated=True)[0]
     rows = [
-        key.text(0, 0.97 - 0.095 * i, f"{i + 1}  {name}", transform=key.transAxes, va="top", fontsize=9, animated=True)
+        key.text(0, 0.98 - i / len(names), f"{i + 1}  {name}", transform=key.transAxes, va="top", animated=True)
         for i, name in enumerate(names)
     ]
+    for row in rows:
+        row.set_fontsize(9)
     label(key, "Green: on the front")
+    figure.draw_without_rendering()  # from here on pixels can be computed
+    boxes = [Text.get_window_extent(number) for number in numbers]  # without the thread to the point
+
+    @cache
+    def offsets(cost: str) -> np.ndarray:
+        share = 100 * all_costs[cost] / all_costs[cost].max()
+        points = axis.transData.transform(np.column_stack((share, values)))
+        return number_offsets(points, [box.width for box in boxes], max(box.height for box in boxes), point=10)
 
     def update(cost: str, budget: int) -> None:
         share = 100 * all_costs[cost] / all_costs[cost].max()
@@ -70,6 +98,8 @@ def trade_off(table: pd.DataFrame, quality: str, costs: Mapping[str, str], lower
         picked = choice(cost, budget)
         for i, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             number.xy = (share[i], values[i])
+            number.set_position(offsets(cost)[i])
+            number.arrow_patch.set_visible(np.hypot(*offsets(cost)[i]) > FAR)
             row.set_color(VERMILION if i == picked else GREEN if i in on_front else BLACK)
             row.set_fontweight("bold" if i == picked else "normal")
         limit.set_xdata([budget, budget])

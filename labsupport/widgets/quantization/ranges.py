@@ -25,6 +25,7 @@ from labsupport.widgets.style import (
     new_figure,
     percent,
     plain_ticks,
+    round_ticks,
 )
 
 
@@ -72,9 +73,8 @@ def observer_ranges(values: Values) -> Live:
     label(top, "How many values are how large", "", "number of values")
     label(bottom, "Error if the range ends there", "end of the range / largest |value|", "error [% of power]")
     bottom.set_xscale("log", base=2)
-    bottom.set(xlim=(2.0**-10, 1.15), yscale="log", ylim=(1e-3, 150))
+    bottom.set(xlim=(2.0**-10, 1.15), yscale="log")
     bottom.set_xticks([2.0**k for k in range(-10, 1, 2)], ["1/1024", "1/256", "1/64", "1/16", "1/4", "1"])
-    plain_ticks(bottom.yaxis)
     top.set(yscale="log", ylim=(0.7, 2 * max(len(x) for x in named.values())))
     bars = top.stairs(np.zeros(60), edges, baseline=0.5, fill=True, color=SKY_BLUE, animated=True)
     curve = bottom.plot(edges, np.ones(61), color=GREY, animated=True)[0]
@@ -85,10 +85,17 @@ def observer_ranges(values: Values) -> Live:
         markers[name].set_zorder(4 - size / 10)  # where two choices agree, both are visible
     legend(top, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 0.99), borderaxespad=0)
 
+    drawn: list[tuple[str, int]] = []
+
     def update(values: str, bits: int, percentile: float) -> None:
         m, e = measure(values, bits, percentile), experiment(values, bits)
         bars.set_data(np.histogram(named[values].abs().numpy() / m.largest, edges)[0] + 0.5)
         curve.set_data(e.thresholds, 100 * e.errors)
+        if drawn != [(values, bits)]:  # only other errors move the axis, which ends a little below the curve
+            drawn[:] = [(values, bits)]
+            low, high = 70 * e.errors.min(), 130
+            bottom.set_ylim(low, high)
+            plain_ticks(bottom.yaxis, round_ticks(low, high))
         for name in looks:
             verticals[name].set_xdata([m.ends[name]] * 2)
             markers[name].set_data([m.ends[name]], [100 * m.errors[name]])

@@ -17,6 +17,7 @@ from labsupport.widgets.style import (
     BLUE,
     GREEN,
     GREY,
+    MARKERS,
     ORANGE,
     SKY_BLUE,
     VERMILION,
@@ -53,9 +54,9 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
             told.append(monitor.summary().e2e_latency)
         return told
 
-    figure, (over_time, now_bars) = new_figure(1, 2, height=3.7, width_ratios=[2.6, 1])
+    figure, (over_time, right_now) = new_figure(1, 2, height=3.7, width_ratios=[2.6, 1])
     label(over_time, "Latency of each request, and of the window", "minutes", "seconds")
-    label(now_bars, "The window says")
+    label(right_now, "The window says")
     times, latencies = (np.array(each) for each in zip(*seen, strict=True))
     low, high = latencies.min() / 1.5, latencies.max() * 3
     over_time.set(xlim=(0, end / 60), ylim=(low, high), yscale="log")
@@ -70,12 +71,17 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
         for name, (colour, style) in styles.items()
     }
     legend(over_time, loc="upper left", ncols=5, columnspacing=1.0, handlelength=1.6)
-    now_bars.set(yscale="log", ylim=(low, high), yticks=[])
-    now_bars.minorticks_off()
-    now_bars.spines["left"].set_visible(False)
-    now_bars.axhline(threshold, color=BLACK, lw=1.1, ls=":", zorder=3)
-    bars = now_bars.bar(list(styles), [1.0] * 4, width=0.62, color=[each[0] for each in styles.values()], animated=True)
-    texts = [now_bars.text(k, 1, "", ha="center", va="bottom", fontsize=9, animated=True) for k in range(4)]
+    right_now.set(yscale="log", ylim=(low, high), xlim=(-0.6, 3.6), yticks=[])
+    right_now.set_xticks(range(4), list(styles))
+    right_now.minorticks_off()
+    right_now.spines["left"].set_visible(False)
+    right_now.axhline(threshold, color=BLACK, lw=1.1, ls=":", zorder=3)
+    # points, not bars: a logarithmic axis has no zero from which a bar could begin
+    points = [
+        right_now.plot([k], [1.0], marker, ms=9, color=styles[name][0], animated=True)[0]
+        for k, (name, marker) in enumerate(zip(styles, MARKERS, strict=False))
+    ]
+    texts = [right_now.text(k, 1, "", ha="center", va="bottom", fontsize=9, animated=True) for k in range(4)]
 
     def at(minute: float, window: float) -> Percentiles | None:
         return watch(window)[int(np.argmin(abs(ticks - 60 * minute)))]
@@ -88,10 +94,10 @@ def monitor_dashboard(events: Sequence[tuple[float, float]] | None = None, thres
         band.set_x(left)
         band.set_width(minute - left)
         summary = at(minute, window)
-        for bar, text, name in zip(bars, texts, styles, strict=True):
+        for point, text, name in zip(points, texts, styles, strict=True):
             value = math.nan if summary is None else getattr(summary, fields[name])
-            bar.set_height(0 if summary is None else value)
-            text.set_y(low if summary is None else value)
+            point.set_ydata([value])
+            text.set_y(1.1 * low if summary is None else 1.25 * value)
             text.set_text("none" if summary is None else duration(value))
 
     def describe(minute: float, window: float) -> str:

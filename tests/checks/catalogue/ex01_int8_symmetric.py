@@ -32,7 +32,7 @@ def quantize_int8(x, axis=None):
     return torch.from_numpy(q), torch.as_tensor(scale)
 """,
     },
-    "multiplies by the inverse in float64, floor of 1e-5, prints and warns": {
+    "multiplies by the inverse in float64, floor of 1e-8, prints and warns": {
         "answer-quantize": """
 import warnings
 
@@ -43,7 +43,7 @@ def quantize_int8(x, axis=None):
     dims = list(range(x.dim()))
     if axis is not None:
         dims.remove(axis % x.dim())
-    top = torch.clamp(torch.amax(torch.abs(x), dim=dims, keepdim=axis is not None), min=127e-5)
+    top = torch.clamp(torch.amax(torch.abs(x), dim=dims, keepdim=axis is not None), min=127e-8)
     return torch.round(x * (127 / top)).to(torch.int8), (top / 127).float()
 """,
         "answer-dequantize": """
@@ -73,6 +73,52 @@ def quantize_int8(x, axis=None):
         "answer-dequantize": """
 def dequantize_int8(q, scale):
     return torch.einsum("...,...->...", q.float(), torch.as_tensor(scale, dtype=torch.float32))
+""",
+    },
+}
+
+RIGHT |= {
+    "the axis moved to the front, 1 in place of a scale of 0, scales in float64": {
+        "answer-quantize": """
+def quantize_int8(x, axis=None):
+    if axis is None:
+        scale = x.double().abs().max() / 127
+    else:
+        rows = x.double().movedim(axis, 0).flatten(1) if x.dim() > 1 else x.double()[:, None]
+        shape = [1] * x.dim()
+        shape[axis] = x.shape[axis]
+        scale = rows.abs().max(dim=1).values.reshape(shape) / 127
+    scale = scale + (scale == 0)
+    return torch.round(x.double() / scale).clamp(min=-127, max=127).type(torch.int8), scale
+""",
+        "answer-dequantize": """
+def dequantize_int8(q, scale):
+    return (q.double() * scale).float()
+""",
+    },
+    "1e-12 added, recursion along the axis, a view of x changed nowhere": {
+        "answer-quantize": """
+def quantize_int8(x, axis=None):
+    if axis is None:
+        scale = x.to(torch.float32).norm(p=float("inf")) / 127 + 1e-12
+        return (x.to(torch.float32) / scale).round().to(torch.int8), scale
+    parts = [quantize_int8(part) for part in x.split(1, dim=axis)]
+    scales = [scale.reshape([1] * x.dim()) for _, scale in parts]
+    return torch.cat([q for q, _ in parts], dim=axis), torch.cat(scales, dim=axis)
+""",
+    },
+    "float32's eps as the floor, torch's own rounding to a grid": {
+        "answer-quantize": """
+def quantize_int8(x, axis=None):
+    x = x.float()
+    others = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
+    low, high = x, x
+    for d in others:
+        low, high = low.amin(d, keepdim=True), high.amax(d, keepdim=True)
+    scale = torch.maximum(-low, high) / 127
+    scale = torch.max(scale, torch.tensor(torch.finfo(torch.float32).eps))
+    q = torch.quantize_per_tensor(x / scale, 1.0, 0, torch.qint8).int_repr()
+    return q.clamp(min=-127), scale if axis is not None else scale.squeeze()
 """,
     },
 }
@@ -198,6 +244,26 @@ def quantize_int8(x, axis=None):
         "x.maximum_value())",
         {"answer-quantize": [("largest = x.abs()\n", "largest = x.maximum_value()\n")]},
     ),
+    "the scale first": (
+        "check_scale",
+        "scale must be of a floating-point type; got a tensor of int8",
+        {"answer-quantize": [("return q, scale", "return scale, q")]},
+    ),
+    "a dictionary": (
+        "check_scale",
+        "must return two values, (q, scale); it returned a dict of 2",
+        {"answer-quantize": [("return q, scale", "return {'q': q, 'scale': scale}")]},
+    ),
+    "an epsilon of 1e-6 added": (
+        "check_scale",
+        "add nothing to the scale",
+        {"answer-quantize": [(_LINE, "scale = largest / 127 + 1e-6")]},
+    ),
+    "4 bits": (
+        "check_scale",
+        "that of 4 bits",
+        {"answer-quantize": [(_LINE, "scale = (largest / 7).clamp(min=1e-12)")]},
+    ),
     "leaves by exit()": (
         "check_scale",
         "raised SystemExit",
@@ -255,10 +321,66 @@ def quantize_int8(x, axis=None):
         "for a 2 x 3 x 5 tensor, axis=-1",
         {"answer-quantize": [("dim != axis % x.dim()", "dim != abs(axis)")]},
     ),
+    "the mean of the magnitudes of a slice": (
+        "check_axis",
+        "max|x| / 127 of that slice is",
+        {
+            "answer-quantize": [
+                (
+                    "largest.amax(dim, keepdim=True)",
+                    "largest.amax(dim, keepdim=True) if axis is None else largest.mean(dim, keepdim=True)",
+                )
+            ]
+        },
+    ),
+    "slices divided by 128": (
+        "check_axis",
+        "it is max|x| / 128",
+        {"answer-quantize": [(_LINE, "scale = (largest / (127 if axis is None else 128)).clamp(min=1e-12)")]},
+    ),
+    "max instead of max of magnitudes, in slices": (
+        "check_axis",
+        "take the largest absolute value",
+        {
+            "answer-quantize": [
+                ("largest = x.abs()", "largest = x.abs() if axis is None else x.clone()"),
+                (_LINE, "scale = (largest / 127).clamp(min=1e-12)"),
+            ]
+        },
+    ),
+    "scales of the slices in reverse order": (
+        "check_axis",
+        "index 0: the scale is",
+        {"answer-quantize": [("return q, scale", "return q, scale if axis is None else scale.flip(axis)")]},
+    ),
+    "scales of the slices in float16": (
+        "check_axis",
+        "max|x| / 127 of that slice is",
+        {"answer-quantize": [("return q, scale", "return q, scale if axis is None else scale.half()")]},
+    ),
+    "works in place on x where there is an axis": (
+        "check_axis",
+        "changed its argument x in place",
+        {
+            "answer-quantize": [
+                (_ROUND, "q = (x / scale if axis is None else x.div_(scale)).round().clamp(-127, 127).to(torch.int8)")
+            ]
+        },
+    ),
     "divides by the scale on the way back": (
         "check_dequantize",
         "you divide by the scale",
         {"answer-dequantize": [("q.float() * scale", "q.float() / scale")]},
+    ),
+    "one scale for all rows on the way back": (
+        "check_dequantize",
+        "for one scale a row the result is not q * scale",
+        {"answer-dequantize": [("q.float() * scale", "q.float() * scale.max()")]},
+    ),
+    "comes back as float64": (
+        "check_dequantize",
+        "tensor of float32; got a tensor of float64",
+        {"answer-dequantize": [("q.float() * scale", "q.double() * scale")]},
     ),
     "comes back as float16": (
         "check_dequantize",
@@ -307,6 +429,26 @@ def quantize_int8(x, axis=None):
         "check_edge_cases",
         "values up to 1e30",
         {"answer-quantize": [("largest = x.abs()", "largest = (x * x).sqrt()")]},
+    ),
+    "a floor of 1e-5 under the scale": (
+        "check_edge_cases",
+        "the scale is 1e-05: a floor this high",
+        {"answer-quantize": [("torch.finfo(torch.float32).tiny", "1e-5")]},
+    ),
+    "a floor of 1e-6 under the scale": (
+        "check_edge_cases",
+        "the scale is 1e-06: a floor this high",
+        {"answer-quantize": [("torch.finfo(torch.float32).tiny", "1e-6")]},
+    ),
+    "a floor for the whole tensor alone": (
+        "check_edge_cases",
+        "for a matrix with two rows of zeros, axis=0 the scale is 0",
+        {"answer-quantize": [(_LINE, _LINE + " if axis is None else largest / 127")]},
+    ),
+    "1 wherever the scale is below 1e-6": (
+        "check_edge_cases",
+        "a floor this high",
+        {"answer-quantize": [(_LINE, "scale = largest / 127\n    scale = torch.where(scale < 1e-6, 1.0, scale)")]},
     ),
     "raises on zeros": (
         "check_edge_cases",

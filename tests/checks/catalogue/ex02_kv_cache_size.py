@@ -67,9 +67,47 @@ def max_batch_size(memory_bytes, seq_len, num_layers, num_kv_heads, head_dim, by
     },
 }
 
+RIGHT |= {
+    "one sequence, layer and head after the other": {
+        "answer-bytes": """
+def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element=2):
+    total = 0
+    for sequence in range(batch_size):
+        for layer in range(num_layers):
+            for head in range(num_kv_heads):
+                for vector in ("key", "value"):
+                    total += seq_len * head_dim * bytes_per_element
+    return total
+""",
+        "answer-batch-size": """
+def max_batch_size(memory_bytes, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element=2):
+    count, left = 0, memory_bytes
+    while (left := left - kv_cache_bytes(1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element)) >= 0:
+        count += 1
+    return count
+""",
+    },
+    "recursion, a product of all arguments, options passed on": {
+        "answer-bytes": """
+from functools import reduce
+from operator import mul
+
+def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element=2):
+    return reduce(mul, [value for value in locals().values() if isinstance(value, int)], 2)
+""",
+        "answer-batch-size": """
+def max_batch_size(memory_bytes, *sizes, **options):
+    one = kv_cache_bytes(1, *sizes, **options)
+    return 0 if memory_bytes < one else 1 + max_batch_size(memory_bytes - one, *sizes, **options)
+""",
+    },
+}
+
 _PRODUCT = "elements = batch_size * seq_len * num_layers * num_kv_heads * head_dim"
 _RETURN = "return 2 * elements * bytes_per_element  # keys and values"
-_ONE = "one = kv_cache_bytes(1, seq_len, num_layers, num_kv_heads, head_dim, bytes_per_element)"
+_ONE = (
+    "one = kv_cache_bytes(1, seq_len,\n                         num_layers, num_kv_heads, head_dim, bytes_per_element)"
+)
 _FIT = "return memory_bytes // one"
 
 
@@ -145,7 +183,54 @@ WRONG = {
         "the last token is in the cache too",
         _bytes("* seq_len *", "* (seq_len - 1) *"),
     ),
-    "heads are always 128 wide": ("check_bytes", "kv_cache_bytes returned", _bytes(" * head_dim", " * 128")),
+    "heads are always 128 wide": ("check_bytes", "128 stands where head_dim belongs", _bytes(" * head_dim", " * 128")),
+    "32 layers in every model": (
+        "check_bytes",
+        "32 stands where num_layers belongs",
+        _bytes("* num_layers *", "* 32 *"),
+    ),
+    "forgets the layers and the heads": (
+        "check_bytes",
+        "num_layers and num_kv_heads are missing",
+        _bytes("num_layers * num_kv_heads * ", ""),
+    ),
+    "one token of one sequence": (
+        "check_bytes",
+        "batch_size and seq_len are missing",
+        _bytes("batch_size * seq_len * ", ""),
+    ),
+    "one vector": (
+        "check_bytes",
+        "that is head_dim * bytes_per_element alone",
+        _bytes(_RETURN, "return head_dim * bytes_per_element"),
+    ),
+    "the keys of one layer": (
+        "check_bytes",
+        "the factor 2 of keys and values and num_layers are missing",
+        _bytes(_RETURN, "return elements * bytes_per_element // num_layers"),
+    ),
+    "tokens in place of layers": (
+        "check_bytes",
+        "seq_len stands where num_layers belongs",
+        _bytes("* num_layers *", "* seq_len *"),
+    ),
+    "counts the heads twice": (
+        "check_bytes",
+        "num_kv_heads is a factor once too often",
+        _bytes(" * head_dim", " * num_kv_heads * head_dim"),
+    ),
+    "queries as well": ("check_bytes", "that is 3/2 times as much", _bytes("2 * elements", "3 * elements")),
+    "one byte too many": (
+        "check_bytes",
+        "that is +1 in every case",
+        _bytes(_RETURN, "return 2 * elements * bytes_per_element + 1"),
+    ),
+    "32 bits of it": (
+        "check_bytes",
+        "that is what 32 bits leave of it",
+        _bytes(_RETURN, "return (2 * elements * bytes_per_element + 2**31) % 2**32 - 2**31"),
+    ),
+    "a bool": ("check_bytes", "must return an int; got the bool True", _bytes(_RETURN, "return elements > 0")),
     "wrong for a single token": (
         "check_bytes",
         "seq_len=1, num_layers=1",
@@ -235,6 +320,32 @@ def kv_cache_bytes(batch_size, seq_len, num_layers, num_kv_heads, dim, bytes_per
             "num_layers, num_kv_heads, head_dim, bytes_per_element)\n    return",
             "1, num_kv_heads, head_dim, bytes_per_element)\n    return",
         ),
+    ),
+    "the remainder": (
+        "check_batch_size",
+        "those are the bytes left over",
+        _batch(_FIT, "return memory_bytes % one"),
+    ),
+    "the bytes of one": ("check_batch_size", "that is what one sequence takes", _batch(_FIT, "return one")),
+    "bits for a sequence": (
+        "check_batch_size",
+        "bits for a sequence, and bytes for the memory",
+        _batch(_FIT, "return memory_bytes // (8 * one)"),
+    ),
+    "float32 by default, in the batch": (
+        "check_batch_size",
+        "your default is 4",
+        _batch("bytes_per_element=2)", "bytes_per_element=4)"),
+    ),
+    "keeps a tenth free": (
+        "check_batch_size",
+        "no share of it need stay free",
+        _batch(_FIT, "return 9 * memory_bytes // (10 * one)"),
+    ),
+    "whether one fits": (
+        "check_batch_size",
+        "must return an int; got the bool True",
+        _batch(_FIT, "return memory_bytes >= one"),
     ),
     "keys only": ("check_batch_size", "twice what you count", _batch(_FIT, "return 2 * memory_bytes // one")),
     "drops bytes_per_element on the way": (

@@ -59,12 +59,53 @@ def kv_bytes_per_token(num_layers, hidden_size, num_heads, num_kv_heads, bytes_p
     },
 }
 
+RIGHT |= {
+    "one layer, one head, one vector after the other": {
+        "answer-parameters": """
+def attention_parameters(hidden_size, num_heads, num_kv_heads):
+    shapes = {name: num_kv_heads if name in "kv" else num_heads for name in "qkvo"}
+    return sum(hidden_size * (hidden_size // num_heads) for name in "qkvo" for head in range(shapes[name]))
+""",
+        "answer-cache": """
+def kv_bytes_per_token(num_layers, hidden_size, num_heads, num_kv_heads, bytes_per_element=2):
+    total = 0
+    for layer in range(num_layers):
+        for head in range(num_kv_heads):
+            for vector in ("key", "value"):
+                total += hidden_size // num_heads * bytes_per_element
+    return total
+""",
+    },
+    "layers added by recursion, a small class": {
+        "answer-parameters": """
+class Projection:
+    def __init__(self, inputs, outputs):
+        self.size = inputs * outputs
+
+    def __add__(self, other):
+        return Projection(1, self.size + other.size)
+
+def attention_parameters(hidden_size, num_heads, num_kv_heads):
+    narrow = hidden_size // (num_heads // num_kv_heads)
+    q, k, v = (Projection(hidden_size, outputs) for outputs in (hidden_size, narrow, narrow))
+    return (q + k + v + Projection(hidden_size, hidden_size)).size
+""",
+        "answer-cache": """
+def kv_bytes_per_token(num_layers, hidden_size, num_heads, num_kv_heads, bytes_per_element=2):
+    if num_layers == 0:
+        return 0
+    rest = kv_bytes_per_token(num_layers - 1, hidden_size, num_heads, num_kv_heads, bytes_per_element)
+    return rest + 2 * hidden_size * num_kv_heads // num_heads * bytes_per_element
+""",
+    },
+}
+
 _Q = "q_proj = hidden_size * num_heads * head_dim"
 _KV = "k_proj = v_proj = hidden_size * num_kv_heads * head_dim"
 _O = "o_proj = num_heads * head_dim * hidden_size"
 _SUM = "return q_proj + k_proj + v_proj + o_proj"
 _HEAD = "head_dim = hidden_size // num_heads"
-_CACHE = "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element  # a key and a value"
+_CACHE = "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element  # key, value"
 
 
 def _parameters(*changes: tuple[str, str]) -> dict:
@@ -85,6 +126,43 @@ WRONG = {
         "check_multi_head",
         "one of the four projections is missing",
         _parameters((_SUM, "return k_proj + v_proj + o_proj")),
+    ),
+    "k_proj alone": (
+        "check_multi_head",
+        "what one of the four projections alone costs",
+        _parameters((_SUM, "return k_proj")),
+    ),
+    "k_proj and v_proj": (
+        "check_multi_head",
+        "that is two of the four projections",
+        _parameters((_SUM, "return k_proj + v_proj")),
+    ),
+    "bytes of the weights": (
+        "check_multi_head",
+        "those are bytes of 16-bit weights",
+        _parameters((_SUM, f"{_SUM.replace('return ', 'return 2 * (')})")),
+    ),
+    "outputs without their weights": (
+        "check_multi_head",
+        "each has a row of hidden_size weights",
+        _parameters((_SUM, "return 2 * num_heads * head_dim + 2 * num_kv_heads * head_dim")),
+    ),
+    "k_proj alone where heads are shared": (
+        "check_grouped",
+        "that is what k_proj alone costs",
+        _parameters((_SUM, f"if num_kv_heads < num_heads:\n        return k_proj\n    {_SUM}")),
+    ),
+    "keys and values alone where heads are shared": (
+        "check_grouped",
+        "that is what k_proj and v_proj cost",
+        _parameters((_SUM, f"if num_kv_heads < num_heads:\n        return k_proj + v_proj\n    {_SUM}")),
+    ),
+    "the size of a group for the number of key-value heads": (
+        "check_grouped",
+        "not num_heads // num_kv_heads",
+        _parameters(
+            (_KV, f"{_KV} if num_kv_heads == num_heads else hidden_size * num_heads // num_kv_heads * head_dim")
+        ),
     ),
     "counts biases": (
         "check_multi_head",
@@ -119,7 +197,7 @@ WRONG = {
     "no return": ("check_multi_head", "is there a `return`?", _parameters((_SUM, _SUM.replace("return ", "")))),
     "all layers of a model of 32": (
         "check_multi_head",
-        "attention_parameters returned",
+        "that is 32 times as much",
         _parameters((_SUM, f"{_SUM.replace('return ', 'return 32 * (')})")),
     ),
     "k and v have as many outputs as heads": (
@@ -228,6 +306,33 @@ WRONG = {
         "missing 1 required positional argument: 'bytes_per_element'",
         _cache(("bytes_per_element=2", "bytes_per_element")),
     ),
+    "one byte by default": (
+        "check_cache",
+        "your default is 1",
+        _cache(("bytes_per_element=2", "bytes_per_element=1")),
+    ),
+    "one key of each head": (
+        "check_cache",
+        "the factor 2 of keys and values and num_layers are missing",
+        _cache(("2 * num_layers * num_kv", "num_kv")),
+    ),
+    "the size of a group in the cache": (
+        "check_cache",
+        "num_kv_heads heads are kept",
+        _cache(("* num_kv_heads *", "* (num_heads // num_kv_heads) *")),
+    ),
+    "hidden states": (
+        "check_cache",
+        "that is hidden states",
+        _cache((_CACHE, "return num_layers * hidden_size * bytes_per_element")),
+    ),
+    "shared twice": (
+        "check_cache",
+        "divides by the heads that share a key twice",
+        _cache(
+            (_CACHE, "return 2 * num_layers * num_kv_heads * head_dim * bytes_per_element * num_kv_heads // num_heads")
+        ),
+    ),
     "bits": ("check_cache", "those are bits", _cache(("return 2 *", "return 16 *"))),
     "queries are kept as well": (
         "check_cache",
@@ -253,6 +358,17 @@ WRONG = {
         "check_models",
         "floats lose digits",
         _cache((_CACHE, "return int(2.0 * num_layers * num_kv_heads * head_dim * bytes_per_element)")),
+    ),
+    "64 bits of it": (
+        "check_models",
+        "that is what 64 bits leave of it",
+        _parameters(
+            (
+                _SUM,
+                "import numpy as np\n    sizes = np.array([hidden_size, num_heads, head_dim], dtype=np.int64)\n"
+                "    return int(2 * np.prod(sizes) + 2 * sizes[0] * num_kv_heads * sizes[2])",
+            )
+        ),
     ),
     "other names": (
         "check_models",

@@ -9,6 +9,7 @@ def gptq_quantize(weight, inputs, bits=4, group_size=64):
     w = weight.double().clone()
     limit = 2 ** (bits - 1) - 1
     scales = torch.stack([part.abs().amax(1) / limit for part in w.split(group_size, dim=1)], dim=1)
+    scales[scales == 0] = 1
     x = inputs.double()
     h = 2 * x.t().mm(x) / len(x)
     diagonal = h.diagonal()
@@ -37,7 +38,7 @@ def gptq_quantize(weight, inputs, bits=4, group_size=64):
     for start in range(0, n, group_size):
         stop = min(start + group_size, n)
         block, errors = W[:, start:stop].clone(), torch.zeros(len(W), stop - start)
-        scale = 2 * block.abs().max(dim=1).values / (2**bits - 1)
+        scale = 2 * block.abs().max(dim=1).values / (2**bits - 1) + 1e-12
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         for i in range(stop - start):
             column, d = block[:, i], Hinv[start + i, start + i]
@@ -59,6 +60,7 @@ def gptq_quantize(weight, inputs, bits=4, group_size=64):
         if j % group_size == 0:
             low = w[:, j : j + group_size].min(dim=1).values
             step = (w[:, j : j + group_size].max(dim=1).values - low) / (2**bits - 1)
+            step = torch.where(step > 0, step, torch.ones_like(step))
         level = low + step * torch.clamp(torch.round((w[:, j] - low) / step), 0, 2**bits - 1)
         result.append(level)
         w = w - torch.outer((w[:, j] - level) / inverse[j, j], inverse[j])
@@ -80,12 +82,56 @@ def gptq_quantize(weight, inputs, bits=4, group_size=64):
         if j % group_size == 0:
             group = w[j : j + group_size]
             high, low = group.amax(0).clamp_min(0), group.amin(0).clamp_max(0)
-            s = (high - low) / (2**bits - 1)
+            s = ((high - low) / (2**bits - 1)).clamp_min(1e-10)
             z = torch.round(-low / s)
         q[j] = s * (((w[j] / s).round() + z).clamp(0, 2**bits - 1) - z)
         if j + 1 < len(w):
             w[j + 1 :] += torch.linalg.solve(h[j + 1 :, j + 1 :], h[j + 1 :, j])[:, None] * (w[j] - q[j])
     return q.T
+"""
+    },
+    "dead weights set to 0 as in the paper's code, numpy, a Parameter comes back": {
+        _CELL: """
+import numpy as np
+
+def gptq_quantize(weight, inputs, bits=4, group_size=64):
+    w, x = weight.detach().numpy().astype(np.float64), inputs.detach().numpy().astype(np.float64)
+    h = np.einsum("ni,nj->ij", x, x)
+    dead = np.diag(h) == 0
+    h[dead, dead] = 1
+    w[:, dead] = 0
+    h += 0.01 * np.mean(np.diag(h)) * np.identity(len(h))
+    u = np.linalg.cholesky(np.linalg.inv(h)).T
+    levels = 2**bits - 1
+    for j in range(w.shape[1]):
+        if j % group_size == 0:
+            low = np.minimum(w[:, j : j + group_size].min(1), 0)
+            s = np.maximum((np.maximum(w[:, j : j + group_size].max(1), 0) - low) / levels, 1e-9)
+            z = np.rint(-low / s)
+        q = (np.clip(np.rint(w[:, j] / s) + z, 0, levels) - z) * s
+        w[:, j + 1 :] -= np.outer((w[:, j] - q) / u[j, j], u[j, j + 1 :])
+        w[:, j] = q
+    return torch.nn.Parameter(torch.from_numpy(w).float())
+"""
+    },
+    "H from batches, a mean over rows, errors kept apart from the weight": {
+        _CELL: """
+def gptq_quantize(weight, inputs, bits=4, group_size=64):
+    h = sum(batch.T @ batch for batch in inputs.double().split(100)) / len(inputs)
+    h = h + torch.diag(torch.where(h.diagonal() == 0, 1.0, 0.03 * h.diagonal().mean()))
+    u = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    errors, result = torch.zeros_like(weight).double(), torch.zeros_like(weight).double()
+    for start in range(0, weight.shape[1], group_size):
+        columns = range(start, min(start + group_size, weight.shape[1]))
+        now = weight.double() - errors @ torch.triu(u, 1)
+        limit = 2 ** (bits - 1) - 1
+        scale = now[:, list(columns)].abs().amax(1) / limit
+        scale = torch.where(scale == 0, torch.finfo(torch.float64).tiny, scale)
+        for j in columns:
+            moved = weight[:, j].double() - errors[:, :j] @ u[:j, j]
+            result[:, j] = (moved / scale).round().clamp(-limit, limit) * scale
+            errors[:, j] = (moved - result[:, j]) / u[j, j]
+    return result
 """
     },
     "the course's own GPTQ": {
@@ -143,6 +189,41 @@ WRONG = {
         "check_levels",
         "changed its argument weight in place",
         {_CELL: [("weight = weight.clone()", "weight = weight.view_as(weight)")]},
+    ),
+    "codes are not clamped": (
+        "check_levels",
+        "clamp the codes to the grid: the update moves weights beyond the range",
+        {_CELL: [(".clamp(0, 2**bits - 1)\n", "\n")]},
+    ),
+    "codes are clamped at one end": (
+        "check_levels",
+        "clamp the codes to the grid: the update moves weights beyond the range",
+        {_CELL: [(".clamp(0, 2**bits - 1)\n", ".clamp(min=0)\n")]},
+    ),
+    "one level too many": (
+        "check_levels",
+        "is on 5 levels; 2 bits allow 4",
+        {_CELL: [(".clamp(0, 2**bits - 1)\n", ".clamp(0, 2**bits)\n")]},
+    ),
+    "5 bits by default": (
+        "check_levels",
+        "no bits and no group_size given (4 and 64), row",
+        {_CELL: [("bits=4, group_size=64", "bits=5, group_size=64")]},
+    ),
+    "groups of 32 by default": (
+        "check_levels",
+        "no bits and no group_size given (4 and 64), row",
+        {_CELL: [("bits=4, group_size=64", "bits=4, group_size=32")]},
+    ),
+    "no defaults": (
+        "check_levels",
+        "missing 2 required positional arguments: 'bits' and 'group_size'",
+        {_CELL: [("bits=4, group_size=64", "bits, group_size")]},
+    ),
+    "subtracts the mean of the inputs in place": (
+        "check_levels",
+        "changed its argument inputs in place",
+        {_CELL: [("hessian = inputs.T @ inputs", "inputs -= inputs.mean(0)\n    hessian = inputs.T @ inputs")]},
     ),
     "codes are not clamped, scales of the given weight": (
         "check_levels",
@@ -237,9 +318,51 @@ WRONG = {
             ]
         },
     ),
+    "3 bits by default": (
+        "check_grid",
+        "spread all 2**bits levels over its range",
+        {_CELL: [("bits=4, group_size=64", "bits=3, group_size=64")]},
+    ),
+    "groups of 128 by default": (
+        "check_grid",
+        "for no bits and no group_size given (4 and 64), row",
+        {_CELL: [("bits=4, group_size=64", "bits=4, group_size=128")]},
+    ),
+    "at most 4 bits": (
+        "check_grid",
+        "for 8 bits errors are those of steps",
+        {_CELL: [("    weight = weight.clone()\n", "    weight, bits = weight.clone(), min(bits, 4)\n")]},
+    ),
+    "NaN for a group of zeros": (
+        "check_grid",
+        "a group of zeros has no range, its scale is 0, and 0 / 0 is NaN",
+        {_CELL: [(".clamp(min=1e-12)", "")]},
+    ),
+    "an error for a group of zeros": (
+        "check_grid",
+        "for a row of zeros, and a group of zeros in another row your code raised ValueError: empty range",
+        {
+            _CELL: [
+                (
+                    "    return scale, (-low",
+                    "    if (high == low).any():\n        raise ValueError('empty range')\n    return scale, (-low",
+                )
+            ]
+        },
+    ),
+    "a floor of 1e-3 under the scale": (
+        "check_grid",
+        "came back as zeros",
+        {_CELL: [("min=1e-12", "min=1e-3")]},
+    ),
+    "rounds down": (
+        "check_grid",
+        "that is rounded down",
+        {_CELL: [("(weight[:, j] / scale).round()", "(weight[:, j] / scale).floor()")]},
+    ),
     "truncates instead of rounding": (
         "check_grid",
-        "not on their nearest level",
+        "that is truncated, toward zero",
         {_CELL: [("(weight[:, j] / scale).round()", "(weight[:, j] / scale).trunc()")]},
     ),
     "X Xᵀ, cut to size": (
@@ -270,6 +393,11 @@ WRONG = {
         "divide the error by U[j, j]",
         {_CELL: [(_ERROR, "error = weight[:, j] - quantized")]},
     ),
+    "damping of 0.01, whatever the inputs": (
+        "check_uses_inputs",
+        "make the damping a share of H's mean diagonal",
+        {_CELL: [("0.01 * hessian.diagonal().mean() *", "0.01 *")]},
+    ),
     "damping of 100, whatever the inputs": (
         "check_uses_inputs",
         "a share of H's mean diagonal",
@@ -277,7 +405,7 @@ WRONG = {
     ),
     "adds the error instead of subtracting it": (
         "check_update",
-        "move the wrong way",
+        "move the wrong way, by the right amount: subtract the correction",
         {_CELL: [("-= error[:, None]", "+= error[:, None]")]},
     ),
     "the factor of H, not of its inverse": (
@@ -289,6 +417,11 @@ WRONG = {
         "check_update",
         "not H⁻¹ itself",
         {_CELL: [(_FACTOR, "factor = torch.linalg.inv(hessian)")]},
+    ),
+    "damping of 64 %: the sum of the diagonal for its mean": (
+        "check_update",
+        "and the damping 1 % of H's mean diagonal",
+        {_CELL: [("hessian.diagonal().mean()", "hessian.diagonal().sum()")]},
     ),
     "errors stay in their group": (
         "check_update",
@@ -317,6 +450,25 @@ WRONG = {
         "check_update",
         "where 1 is best",
         {_CELL: [(_DAMP, _DAMP + "    hessian = 0.5 * (hessian + torch.diag(hessian.diagonal()))\n")]},
+    ),
+    "the covariance in place of XᵀX": (
+        "check_output_error",
+        "not the covariance: subtract no mean",
+        {
+            _CELL: [
+                ("hessian = inputs.T @ inputs", "centred = inputs - inputs.mean(0)\n    hessian = centred.T @ centred")
+            ]
+        },
+    ),
+    "torch.cov": (
+        "check_output_error",
+        "not the covariance: subtract no mean",
+        {_CELL: [("hessian = inputs.T @ inputs", "hessian = torch.cov(inputs.T)")]},
+    ),
+    "torch.corrcoef": (
+        "check_output_error",
+        "of round-to-nearest's, GPTQ reaches",
+        {_CELL: [("hessian = inputs.T @ inputs", "hessian = torch.corrcoef(inputs.T).nan_to_num()")]},
     ),
     "H from the first half of the inputs": (
         "check_output_error",

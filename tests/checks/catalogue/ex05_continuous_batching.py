@@ -216,6 +216,64 @@ class ContinuousBatchingScheduler:
     },
 }
 
+RIGHT |= {
+    "__slots__, admission by recursion, counts down in the queue's own entries, numpy integers inside": {
+        _CELL: """
+import numpy as np
+
+class ContinuousBatchingScheduler:
+    __slots__ = ("size", "queue", "batch")
+
+    def __init__(self, max_num_seqs):
+        self.size, self.queue, self.batch = np.int64(max_num_seqs), (), ()
+
+    def add(self, request_id, num_tokens):
+        self.queue += ([request_id, np.int32(num_tokens)],)
+
+    def _admit(self):
+        if self.queue and len(self.batch) < self.size:
+            self.batch, self.queue = (*self.batch, self.queue[0]), self.queue[1:]
+            self._admit()
+
+    def step(self):
+        self._admit()
+        for entry in self.batch:
+            entry[1] -= 1
+        ids = [request_id for request_id, _ in self.batch]
+        self.batch = tuple(entry for entry in self.batch if entry[1])
+        return ids
+
+    has_unfinished = property(lambda self: any(entry[1] > 0 for entry in self.batch + self.queue))
+""",
+    },
+    "a generator that never ends makes the steps": {
+        _CELL: """
+class ContinuousBatchingScheduler:
+    def __init__(self, max_num_seqs):
+        self.requests = []
+        self.steps = self._serve(max_num_seqs)
+
+    def add(self, request_id, num_tokens):
+        self.requests.append([request_id, num_tokens])
+
+    def _serve(self, slots):
+        while True:
+            served = self.requests[:slots]
+            for request in served:
+                request[1] -= 1
+            self.requests[:slots] = [request for request in served if request[1]]
+            yield [request[0] for request in served]
+
+    def step(self):
+        return next(self.steps)
+
+    @property
+    def has_unfinished(self):
+        return bool(self.requests)
+""",
+    },
+}
+
 _WAITING = "self.waiting = deque()  # (id, tokens), first come first"
 _RUNNING = "self.running = {}  # id -> tokens it still lacks, in order of admission"
 _ADD = "self.waiting.append((request_id, num_tokens))"
@@ -223,7 +281,8 @@ _ADMIT = "while self.waiting and len(self.running) < self.max_num_seqs:"
 _POP = "request_id, num_tokens = self.waiting.popleft()"
 _PUT = "self.running[request_id] = num_tokens\n"
 _SCHEDULED = "scheduled = list(self.running)\n"
-_LEAVE = "self.running = {request_id: lacks - 1 for request_id, lacks in self.running.items() if lacks > 1}"
+_LEAVE = """self.running = {request_id: lacks - 1
+                        for request_id, lacks in self.running.items() if lacks > 1}"""
 _RETURN = "return scheduled"
 _UNFINISHED = "return bool(self.running or self.waiting)"
 _PROPERTY = "    @property\n"
@@ -292,6 +351,26 @@ WRONG = {
         "check_tokens",
         "it returned an object of type generator",
         _edit((_RETURN, "return (i for i in scheduled)")),
+    ),
+    "a request of one token is never served": (
+        "check_tokens",
+        "got 0 of 1 tokens",
+        _edit((_PUT, "if num_tokens > 1:\n                " + _PUT)),
+    ),
+    "ids as text": (
+        "check_tokens",
+        "the list holds the str",
+        _edit((_RETURN, "return [str(i) for i in scheduled]")),
+    ),
+    "an array of numpy": (
+        "check_tokens",
+        "must return a list of ids; it returned a tensor of int64",
+        _edit((_RETURN, "import numpy; return numpy.array(scheduled)")),
+    ),
+    "a token for each slot, repeated": (
+        "check_tokens",
+        "a request gets one token a step",
+        _edit((_RETURN, "return (scheduled * self.max_num_seqs)[: self.max_num_seqs]")),
     ),
     "returns how many": (
         "check_tokens",
@@ -620,6 +699,11 @@ class ContinuousBatchingScheduler:
         "has_unfinished is True before the first add()",
         _edit((_UNFINISHED, "return True")),
     ),
+    "has_unfinished looks at the slots": (
+        "check_has_unfinished",
+        "a loop over it would stop too early",
+        _edit((_UNFINISHED, "return len(self.running) >= self.max_num_seqs or bool(self.waiting)")),
+    ),
     "has_unfinished is missing": (
         "check_has_unfinished",
         "has no attribute 'has_unfinished'",
@@ -633,13 +717,59 @@ class ContinuousBatchingScheduler:
     ),
     "requests live in a global": (
         "check_state",
-        "other schedulers exist",
+        "a fresh scheduler is not empty",
         _edit((_CLASS, "WAITING = deque()\n\n\n" + _CLASS), (_WAITING, "self.waiting = WAITING")),
     ),
     "requests live in a default argument": (
         "check_state",
         "or in a default argument",
         _edit(("(self, max_num_seqs)", "(self, max_num_seqs, waiting=deque())"), (_WAITING, "self.waiting = waiting")),
+    ),
+    "those who run live on the class": (
+        "check_state",
+        "a fresh scheduler is not empty",
+        _edit((_CLASS, _CLASS + "    running = {}\n\n"), (_RUNNING, ""),
+              (_LEAVE, "for i in scheduled:\n            self.running[i] -= 1\n            if self.running[i] == 0:\n"
+                       "                del self.running[i]")),
+    ),
+    "those who run are made on the class": (
+        "check_state",
+        "other schedulers exist",
+        _edit(("self.running = {}  #", "type(self).running = {}  #")),
+    ),
+    "requests live in a global dictionary": (
+        "check_state",
+        "a fresh scheduler is not empty",
+        {_CELL: """
+from itertools import islice
+
+LACKS = {}
+
+class ContinuousBatchingScheduler:
+    def __init__(self, max_num_seqs):
+        self.max_num_seqs = max_num_seqs
+
+    def add(self, request_id, num_tokens):
+        LACKS[request_id] = num_tokens
+
+    def step(self):
+        ids = list(islice(LACKS, self.max_num_seqs))
+        for i in ids:
+            LACKS[i] -= 1
+            if not LACKS[i]:
+                del LACKS[i]
+        return ids
+
+    @property
+    def has_unfinished(self):
+        return bool(LACKS)
+"""},
+    ),
+    "one scheduler for all": (
+        "check_state",
+        "other schedulers exist",
+        _edit((_CLASS, _CLASS + "    def __new__(cls, max_num_seqs):\n"
+                       "        cls.one = vars(cls).get('one') or super().__new__(cls)\n        return cls.one\n\n")),
     ),
     "the number of slots is global": (
         "check_state",

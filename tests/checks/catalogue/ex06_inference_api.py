@@ -29,6 +29,7 @@ import threading
 import uuid
 
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -37,10 +38,10 @@ from labsupport.inference import SamplingParams
         + _METRICS_TEXT
         + """
 
-class Body(BaseModel):
+class Body(BaseModel, strict=True):
     prompt: str = Field(min_length=1)
     max_tokens: int = Field(default=16, ge=1)
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     stream: bool = False
 
 
@@ -108,6 +109,10 @@ def create_app(engine):
             yield "data: " + json.dumps(body, ensure_ascii=False) + "\\n\\n"
         yield "data: [DONE]\\n\\n"
 
+    @app.exception_handler(RequestValidationError)
+    def refuse(request, error):
+        return PlainTextResponse("invalid", status_code=400)
+
     @app.post("/v1/completions")
     def completions(body: Body):
         if stepper.dead:
@@ -147,9 +152,12 @@ import json
 import threading
 import time
 
+from typing import Annotated
+
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt
 
 from labsupport.inference import SamplingParams
 """
@@ -158,9 +166,9 @@ from labsupport.inference import SamplingParams
 
 class CompletionRequest(BaseModel):
     prompt: str = Field(..., min_length=1, max_length=100_000)
-    max_tokens: int = Field(16, gt=0, le=4096)
-    temperature: float = Field(1.0, ge=0, le=2)
-    stream: bool = False
+    max_tokens: StrictInt = Field(16, gt=0, le=4096)
+    temperature: Annotated[StrictInt | StrictFloat, Field(ge=0, le=2)] = 1.0
+    stream: StrictBool = False
 
 
 def create_app(engine):
@@ -199,6 +207,10 @@ def create_app(engine):
             with lock:
                 engine.abort(request_id)
                 latest.pop(request_id)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request, error):
+        return JSONResponse({"error": {"message": str(error)}}, status_code=422)
 
     @app.post("/v1/completions")
     def completions(body: CompletionRequest):
@@ -313,8 +325,10 @@ def create_app(engine):
             return refuse("prompt must be a string that is not empty")
         if type(max_tokens) is not int or not 1 <= max_tokens:
             return refuse("max_tokens must be a positive integer")
-        if type(temperature) not in (int, float) or temperature < 0:
+        if type(temperature) not in (int, float) or not 0 <= temperature < float("inf"):
             return refuse("temperature must be a number of 0 or more")
+        if type(body.get("stream", False)) is not bool:
+            return refuse("stream must be true or false")
         if broken.is_set():
             return refuse("the engine is broken", 503)
         future, listener = asyncio.get_running_loop().create_future(), asyncio.Queue()
@@ -349,6 +363,7 @@ def create_app(engine):
             async for piece in pieces():
                 if piece is None:
                     yield 'data: {"error": {"message": "the engine is broken"}}\\n\\n'
+                    return
                 elif piece[1] or piece[0].finished:
                     yield f"event: message\\ndata: {json.dumps(part(piece[1], piece[0].finish_reason))}\\n\\n"
             yield "data: [DONE]\\n\\n"
@@ -385,6 +400,7 @@ from dataclasses import dataclass, field
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, HTTPException, Response, status
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, field_validator
 
@@ -392,6 +408,7 @@ from labsupport.inference import SamplingParams
 
 
 class Query(BaseModel):
+    model_config = {"strict": True}
     prompt: str
     max_tokens: int = 16
     temperature: float = 1.0
@@ -407,7 +424,7 @@ class Query(BaseModel):
     @field_validator("temperature")
     @classmethod
     def warm(cls, value):
-        assert value >= 0
+        assert 0 <= value < float("inf")
         return value
 
 
@@ -479,6 +496,7 @@ class Service:
 
 def create_app(engine):
     service, app = Service(engine), FastAPI(docs_url=None)
+    app.add_exception_handler(RequestValidationError, lambda request, error: Response(str(error), 422))
 
     async def admitted(query):
         if service.failed:
@@ -548,9 +566,9 @@ import json
 import threading
 import time
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from labsupport.inference import SamplingParams
 """
@@ -558,10 +576,10 @@ from labsupport.inference import SamplingParams
         + """
 
 class Ask(BaseModel):
-    model_config = {"extra": "ignore"}
+    model_config = {"extra": "ignore", "strict": True, "hide_input_in_errors": True}
     prompt: str = Field(min_length=1)
     max_tokens: int = Field(16, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     stream: bool = False
 
 
@@ -616,7 +634,11 @@ def create_app(engine):
             to_abort.append(request_id)
 
     @app.post("/v1/completions")
-    async def completions(ask: Ask):
+    async def completions(request: Request):
+        try:
+            ask = Ask.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise HTTPException(400, str(error)) from None
         check()
         try:
             request_id = await asyncio.to_thread(add_now, ask)
@@ -660,7 +682,6 @@ _PLAIN = """        async for output in outputs_of(request_id):
             pass
 """
 _STREAMED = "        if request.stream:\n"
-_PIECE = "output.text[sent:]"
 _TELL = """                for output in outputs:
                     if output.request_id in queues:
                         queues[output.request_id].put_nowait(output)
@@ -670,15 +691,19 @@ _TURN = """        async with turn:
                 request_id"""
 _REFUSE = "            except ValueError as error:\n                raise HTTPException(400, str(error)) from None\n"
 _ABORT = "            gone.add(request_id)\n"
-_USAGE = "prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(output.token_ids)"
-_EVENT = 'yield f"data: {json.dumps(completion(output, output.text[sent:]))}\\n\\n"'
+_USAGE = "asked, made = len(output.prompt_token_ids), len(output.token_ids)"
+_EVENT = 'yield f"data: {json.dumps(piece)}\\n\\n"'
+_PIECE = "output.text[sent:]"
 _DONE = '        yield "data: [DONE]\\n\\n"\n'
 _METRICS = "return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)"
 _HEALTH = """    async def health():
         if broken:
             raise HTTPException(503, "the engine has failed")
 """
-_PARAMS = "params = SamplingParams(max_tokens=request.max_tokens, temperature=request.temperature)"
+_PARAMS = """params = SamplingParams(max_tokens=request.max_tokens,
+                                temperature=request.temperature)"""
+_TEMPERATURE = " = Field(1.0, ge=0, allow_inf_nan=False)"
+_STRICT = '    model_config = ConfigDict(strict=True)  # "5" and true are no numbers\n'
 _BROKEN = """        if broken:
             raise HTTPException(503, "the engine has failed")
         params"""
@@ -695,7 +720,7 @@ WRONG = {
     "tokens counted as words, prompt and all": (
         "check_completion",
         "not words",
-        _edit((_USAGE, "prompt_tokens, completion_tokens = 0, len((request.prompt + output.text).split())")),
+        _edit((_USAGE, "asked, made = 0, len((request.prompt + output.text).split())")),
     ),
     "the prompt is echoed": (
         "check_completion",
@@ -748,6 +773,49 @@ WRONG = {
         'must have "choices"',
         _edit(('return {**completion(output, output.text), "usage": usage}', 'return {"text": output.text, "usage": usage}')),
     ),
+    "fields that it does not know are refused": (
+        "check_completion",
+        "was answered with status 422",
+        _edit((_STRICT, _STRICT.replace("strict=True", 'strict=True, extra="forbid"'))),
+    ),
+    "JSON that is called text": (
+        "check_completion",
+        "the content type must be application/json; got text/plain",
+        _edit(('return {**completion(output, output.text), "usage": usage}',
+               'return Response(json.dumps({**completion(output, output.text), "usage": usage}), media_type="text/plain")')),
+    ),
+    "created is a float": (
+        "check_completion",
+        '"created" must be the time in whole seconds',
+        _edit(("int(time.time())", "time.time()")),
+    ),
+    "choices are counted from 1": (
+        "check_completion",
+        "which is 0; got 1",
+        _edit(('"index": 0', '"index": 1')),
+    ),
+    "an id that is a number": (
+        "check_completion",
+        '"id" must be a string that is not empty; got 0',
+        _edit(('f"cmpl-{output.request_id}"', "int(output.request_id)")),
+    ),
+    "a queue fed from a thread, which does not wake the loop": (
+        "check_completion",
+        "had woken the event loop: an asyncio.Queue",
+        _edit(("    async def keep_stepping():\n", "    def keep_stepping():\n"),
+              ("async with turn:\n                    while gone", "with turn:\n                    while gone"),
+              (_STEP, "outputs = engine.step()"),
+              ("    turn = asyncio.Lock()", "    turn = threading.Lock()"),
+              (_TURN, """        await asyncio.to_thread(turn.acquire)
+        if True:
+            try:
+                request_id"""),
+              ("            queues[request_id] = asyncio.Queue()\n", "            queues[request_id] = asyncio.Queue()\n            turn.release()\n"),
+              (_REFUSE, _REFUSE.replace("                raise", "                turn.release()\n                raise")),
+              ("if stepping is None or stepping.done():", "if stepping is None or not stepping.is_alive():"),
+              ("stepping = asyncio.create_task(keep_stepping())", "stepping = threading.Thread(target=keep_stepping, daemon=True)\n            stepping.start()"),
+              ("import time\n", "import threading\nimport time\n")),
+    ),
     # Streams
     "stream is ignored": (
         "check_stream",
@@ -763,12 +831,12 @@ WRONG = {
     "each event holds the text so far": (
         "check_stream",
         "it must hold only the new piece",
-        _edit((_EVENT, _EVENT.replace(_PIECE, "output.text"))),
+        _edit((_PIECE, "output.text")),
     ),
     "tokens decoded one by one": (
         "check_stream",
         "a character may take several tokens",
-        _edit((_EVENT, _EVENT.replace(_PIECE, "engine.tokenizer.decode(output.token_ids[-1:])")),
+        _edit((_PIECE, "engine.tokenizer.decode(output.token_ids[-1:])"),
               ("if len(output.text) > sent or output.finished:", "if True:")),
     ),
     "no [DONE]": ("check_stream", "the last event must be data: [DONE]", _edit((_DONE, ""))),
@@ -786,6 +854,40 @@ WRONG = {
         "check_stream",
         "must be null in all pieces but the last",
         _edit(('"finish_reason": output.finish_reason', '"finish_reason": output.finish_reason or "length"')),
+    ),
+    "[DONE] twice": (
+        "check_stream",
+        "data: [DONE] must come once",
+        _edit((_DONE, _DONE + _DONE)),
+    ),
+    "an id for each piece": (
+        "check_stream",
+        "all events of a stream have the same id",
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'id': f'cmpl-{output.request_id}-{sent}'}\n")),
+    ),
+    "one id for all streams": (
+        "check_stream",
+        '"id" must be different for each stream',
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'id': 'cmpl-stream'}\n")),
+    ),
+    "the first token has one character": (
+        "check_stream",
+        "the pieces joined: the text must be the engine's",
+        _edit(("        sent = 0\n", "        sent = -1\n")),
+    ),
+    "pieces of another kind": (
+        "check_stream",
+        'an event: "object" must be "text_completion"; got \'chunk\'',
+        _edit(("                piece = completion(output, output.text[sent:])\n",
+               "                piece = {**completion(output, output.text[sent:]), 'object': 'chunk'}\n")),
+    ),
+    "the engine's new text in one piece at the end of each second step": (
+        "check_stream",
+        "before the next step",
+        _edit(("            if len(output.text) > sent or output.finished:",
+               "            if len(output.text) > sent and len(output.token_ids) % 2 or output.finished:")),
     ),
     # Concurrency
     "async def calls engine.generate": (
@@ -856,14 +958,14 @@ WRONG = {
     ),
     "only the first output is handed on": (
         "check_concurrent",
-        "hand each output to the request it belongs to",
+        "is each output handed to the request it belongs to?",
         _edit((_TELL, _TELL.replace("in outputs:", "in outputs[:1]:"))),
     ),
     # Bad input
     "nothing is checked, an error is a 500": (
         "check_bad_input",
         "was answered with status 500 (ValueError: max_tokens must be",
-        _edit((" = Field(min_length=1)", ""), (" = Field(16, ge=1)", " = 16"), (" = Field(1.0, ge=0)", " = 1.0"),
+        _edit((" = Field(min_length=1)", ""), (" = Field(16, ge=1)", " = 16"), (_TEMPERATURE, " = 1.0"),
               (_REFUSE, "            finally:\n                pass\n")),
     ),
     "the engine's limits are a 500": (
@@ -874,7 +976,7 @@ WRONG = {
     "negative temperatures are taken for 0": (
         "check_bad_input",
         '"temperature": -',
-        _edit((" = Field(1.0, ge=0)", " = 1.0"),
+        _edit((_TEMPERATURE, " = 1.0"),
               (_PARAMS, _PARAMS.replace("=request.temperature", "=max(request.temperature, 0)"))),
     ),
     "max_tokens is clamped": (
@@ -901,6 +1003,56 @@ WRONG = {
         "was answered with status 200",
         _edit(("raise HTTPException(400, str(error)) from None", "raise HTTPException(200, str(error)) from None")),
     ),
+    "one token is too few": (
+        "check_bad_input",
+        '"max_tokens": 1}, which is good',
+        _edit((" = Field(16, ge=1)", " = Field(16, ge=2)")),
+    ),
+    "strings are converted to numbers": (
+        "check_bad_input",
+        "is a string, and must be refused",
+        _edit((_STRICT, "")),
+    ),
+    "true is taken for 1": (
+        "check_bad_input",
+        "true is a boolean, and must be refused",
+        _edit((_STRICT, ""), ("max_tokens: int = Field(16, ge=1)", "max_tokens: Any = 16"),
+              ("temperature: float = Field(1.0, ge=0, allow_inf_nan=False)\n    stream: bool", """temperature: Any = 1.0
+
+    @model_validator(mode="after")
+    def numbers(self):
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ValueError("max_tokens must be an integer")
+        if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < float("inf"):
+            raise ValueError("temperature must be a number")
+        self.max_tokens, self.temperature = int(self.max_tokens), float(self.temperature)
+        return self
+
+    stream: bool"""),
+              ("ConfigDict, Field\n", "ConfigDict, Field, model_validator\nfrom typing import Any\n")),
+    ),
+    "half a token is rounded": (
+        "check_bad_input",
+        '.5} was answered with status 200; what cannot be served',
+        _edit(("    max_tokens: int = Field(16, ge=1)", "    max_tokens: float = Field(16, ge=1)"),
+              ("max_tokens=request.max_tokens", "max_tokens=int(request.max_tokens)")),
+    ),
+    "any stream is true": (
+        "check_bad_input",
+        '"stream": "false"',
+        _edit(("    stream: bool = False", "    stream: bool | str = False")),
+    ),
+    "NaN is answered with NaN": (
+        "check_bad_input",
+        "FastAPI's own answer to an invalid field repeats the value",
+        _edit(("    @app.exception_handler(RequestValidationError)\n", "")),
+    ),
+    "a prompt of any type": (
+        "check_bad_input",
+        "what cannot be served is refused",
+        _edit(("    prompt: str = Field(min_length=1)", "    prompt: str | int | None = None"),
+              ("engine.add_request(request.prompt, params)", "engine.add_request(str(request.prompt), params)")),
+    ),
     # Metrics
     "JSON with constants": (
         "check_metrics",
@@ -923,13 +1075,16 @@ WRONG = {
     "counters as gauges": (
         "check_metrics",
         'there must be a line "# TYPE prompt_tokens_total counter"; its type is gauge',
-        _edit(('CounterMetricFamily("prompt_tokens"', 'GaugeMetricFamily("prompt_tokens_total"')),
+        _edit(("            yield CounterMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            kind = GaugeMetricFamily if name == 'prompt_tokens' else CounterMetricFamily\n"
+               "            yield kind(name + '_total', meaning, getattr(stats, name))\n")),
     ),
     "tokens counted in characters of the answers": (
         "check_metrics",
         "generation_tokens_total must have grown by",
-        _edit(("        yield CounterMetricFamily(\"generation_tokens\", \"Tokens generated.\", stats.generation_tokens)\n",
-               "        yield CounterMetricFamily(\"generation_tokens\", \"Tokens generated.\", counts[0])\n"),
+        _edit(("            yield CounterMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            value = counts[0] if name == 'generation_tokens' else getattr(stats, name)\n"
+               "            yield CounterMetricFamily(name, meaning, value)\n"),
               ("class EngineMetrics:", "counts = [0]\n\n\nclass EngineMetrics:"),
               (_PLAIN, _PLAIN + "        counts[0] += len(output.text)\n")),
     ),
@@ -943,10 +1098,43 @@ WRONG = {
         "num_requests_running is missing",
         _edit(("    registry.register(EngineMetrics(engine))\n", "")),
     ),
+    "nobody ever waits": (
+        "check_metrics",
+        "num_requests_waiting must be 1; got 0",
+        _edit(("            yield GaugeMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            yield GaugeMetricFamily(name, meaning, stats.num_requests_running if 'running' in name else 0)\n")),
+    ),
+    "all that are in the engine are running": (
+        "check_metrics",
+        "num_requests_running must be 2; got 3",
+        _edit(("            yield GaugeMetricFamily(name, meaning, getattr(stats, name))\n",
+               "            yield GaugeMetricFamily(name, meaning, len(queues) if 'running' in name else stats.num_requests_waiting)\n"),
+              ("    queues = {}  #", "    queues.clear()  #"), ("class EngineMetrics:", "queues = {}\n\n\nclass EngineMetrics:")),
+    ),
+    "counters of what runs now": (
+        "check_metrics",
+        "a counter only grows",
+        _edit(("        stats = self.engine.stats()\n",
+               "        stats = self.engine.stats()\n        stats = replace(stats, prompt_tokens=10 * stats.num_requests_running)\n"),
+              ("import time\n", "import time\nfrom dataclasses import replace\n")),
+    ),
+    "types after the samples": (
+        "check_metrics",
+        "must be declared once, before its first sample",
+        _edit((_METRICS, """text = generate_latest(registry).decode()
+        lines = sorted(text.splitlines(), key=lambda line: line.startswith("#"))
+        return Response("\\n".join(lines) + "\\n", media_type=CONTENT_TYPE_LATEST)""")),
+    ),
+    "no number of what has not been counted": (
+        "check_metrics",
+        "is NaN",
+        _edit(("getattr(stats, name))\n        for name, meaning in ((\"prompt_tokens\"",
+               "getattr(stats, name) or float('nan'))\n        for name, meaning in ((\"prompt_tokens\"")),
+    ),
     # A client that leaves
     "the engine goes on for a client that left": (
         "check_disconnect",
-        "went on with its request for 100 steps",
+        "went on with its request for 60 steps",
         _edit((_ABORT, "")),
     ),
     "waits for the engine while it is cancelled": (
@@ -971,6 +1159,18 @@ WRONG = {
               (_TELL, _TELL + "                    last[output.request_id] = replace(output, finish_reason=output.finish_reason or 'abort')\n"),
               ("import time\n", "import time\nfrom dataclasses import replace\n")),
     ),
+    "a table of requests that is never emptied": (
+        "check_disconnect",
+        "a table of requests must lose its entry",
+        _edit(("            del queues[request_id]\n", "")),
+    ),
+    "all outputs are kept": (
+        "check_disconnect",
+        "a table of requests must lose its entry",
+        _edit(("    gone = set()", "    done = []\n    gone = set()"),
+              ("                yield output\n                if output.finished:\n",
+               "                yield output\n                if output.finished:\n                    done.append(output)\n")),
+    ),
     # An engine that fails
     "health is hard-coded": (
         "check_health",
@@ -989,5 +1189,47 @@ WRONG = {
               ("except Exception:", "except Exception as error:\n            why = str(error)"),
               ("                    raise HTTPException(503, \"the engine has failed\")\n                yield output",
                "                    raise HTTPException(500, why)\n                yield output")),
+    ),
+    "streams begin after the engine has failed": (
+        "check_health",
+        "with stream: true, after engine.step() raised, was answered with status 200",
+        _edit((_BROKEN, "        params")),
+    ),
+    "a stream ends in [DONE] after the engine has failed": (
+        "check_health",
+        "which says that the answer is complete",
+        _edit((_DONE, _DONE.replace("        yield", "            yield")),
+              ("        sent = 0\n        async for", "        sent = 0\n        try:\n          async for"),
+              ("                sent = len(output.text)\n", "                sent = len(output.text)\n        finally:\n")),
+    ),
+    "a stream sends the exception": (
+        "check_health",
+        "that is for the log, not for clients",
+        _edit(("    broken = False\n", "    broken = why = False\n"), ("        nonlocal broken\n", "        nonlocal broken, why\n"),
+              ("except Exception:", "except Exception as error:\n            why = str(error)"),
+              ("        sent = 0\n        async for", "        sent = 0\n        try:\n          async for"),
+              ("                sent = len(output.text)\n", "                sent = len(output.text)\n        except HTTPException:\n"
+               "            yield 'data: ' + json.dumps({'error': why}) + '\\n\\n'\n            return\n")),
+    ),
+    "a stream stands still when the engine fails": (
+        "check_health",
+        "the stream was never ended",
+        _edit(("        async for output in outputs_of(request_id):\n            if len",
+               "        async for output in forever(request_id):\n            if len"),
+              ("    async def events(request_id):\n", """    async def forever(request_id):
+        try:
+            async for output in outputs_of(request_id):
+                yield output
+        except HTTPException:
+            await asyncio.Event().wait()
+
+    async def events(request_id):
+""")),
+    ),
+    "a failure is a 200": (
+        "check_health",
+        "was answered with status 200; it must be 500 or 503",
+        _edit((_PLAIN, _PLAIN.replace("        async", "        try:\n            async").replace("            pass", "                pass")
+               + "        except HTTPException:\n            return {'error': 'the engine has failed'}\n")),
     ),
 }  # fmt: skip

@@ -215,7 +215,7 @@ _FLAT = (
     "    student, teacher = student_logits.flatten(0, -2), teacher_logits.detach().flatten(0, -2)\n"
     "    labels = labels.flatten()\n"
 )
-_NET = "torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))"
+_NET = "torch.nn.Sequential(\n        torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)\n    )"
 _KEEP = "                layer.weight *= mask\n"
 _TRAINING = "temperature=4.0, alpha=0.9)"
 
@@ -292,6 +292,27 @@ WRONG = {
         "check_mask_count",
         "changed its argument weight in place",
         {_MASK: [(_VIEW, "    weight *= mask.view(weight.shape)\n" + _VIEW)]},
+    ),
+    "torch.quantile for the threshold": (
+        "check_mask_count",
+        "a threshold removes all weights of equal magnitude or none",
+        {
+            _MASK: [
+                (
+                    _SMALLEST,
+                    "    if num_pruned in (0, weight.numel()):\n"
+                    "        return torch.full(weight.shape, num_pruned == 0)\n"
+                    "    magnitudes = weight.abs().flatten()\n"
+                    "    cut = torch.quantile(magnitudes, num_pruned / weight.numel(), interpolation='lower')\n"
+                    "    return weight.abs() > cut\n",
+                )
+            ]
+        },
+    ),
+    "a mask of uint8": (
+        "check_mask_count",
+        "must return a bool tensor",
+        {_MASK: [("dtype=torch.bool", "dtype=torch.uint8")]},
     ),
     "a mask of random places": (
         "check_mask_smallest",
@@ -421,6 +442,16 @@ WRONG = {
         "KL subtracts the teacher's entropy",
         {_LOSS: [(_SOFT, "soft = -(p * log_q).sum(-1).mean()")]},
     ),
+    "the teacher's best class as a label": (
+        "check_loss",
+        "the teacher's best class alone",
+        {_LOSS: [(_SOFT, "soft = F.cross_entropy(student / temperature, teacher.argmax(-1))")]},
+    ),
+    "the mean square of the logits": (
+        "check_loss",
+        "the mean square of the difference of logits",
+        {_LOSS: [(_SOFT, "soft = F.mse_loss(student / temperature, teacher / temperature)")]},
+    ),
     "the sign of KL": (
         "check_loss",
         "a KL is never negative",
@@ -542,6 +573,11 @@ WRONG = {
         "prune with magnitude_mask",
         {_STUDENT: [("if step == 110:", "if step == 180:")]},
     ),
+    "pruned by a third": (
+        "check_student_size",
+        "the zeros are in place, and too few",
+        {_STUDENT: [("magnitude_mask(layer.weight, 0.5)", "magnitude_mask(layer.weight, 0.33)")]},
+    ),
     "zeros come back while it trains on": (
         "check_student_size",
         "multiply by the mask again after every optimizer step",
@@ -592,8 +628,33 @@ WRONG = {
     ),
     "never trained": (
         "check_student_accuracy",
-        "of unseen images correctly, at least 91% are required",
+        "that is about chance, 10 %, so it has hardly learned",
         {_STUDENT: [("        optimizer.step()\n", "")]},
+    ),
+    "another student than the one that was trained": (
+        "check_student_accuracy",
+        "on the parameters of the student that you return",
+        {
+            _STUDENT: [
+                (
+                    "    return student\n",
+                    f"    student = {_NET}\n    for layer in (student[0], student[2]):\n"
+                    "        layer.weight.data *= magnitude_mask(layer.weight, 0.5)\n    return student\n",
+                )
+            ]
+        },
+    ),
+    "everything is pruned in the end": (
+        "check_student_accuracy",
+        "it takes every image for the same digit",
+        {
+            _STUDENT: [
+                (
+                    "    return student\n",
+                    "    for p in student.parameters():\n        p.data *= 0\n    return student\n",
+                )
+            ]
+        },
     ),
     "pruned to 90 % at once": (
         "check_student_accuracy",

@@ -50,7 +50,7 @@ class World:
         for path in (self.submissions, self.out, self.home, self.course / "exercises", self.course / "solutions"):
             path.mkdir(parents=True)
         for name in ("exercises", "solutions"):
-            for path in (ROOT / name).glob("ex0[123]*.ipynb"):
+            for path in (ROOT / name).glob("ex0[1236]*.ipynb"):
                 (self.course / name / path.name).write_bytes(path.read_bytes())
         (self.home / ".bashrc").write_text("# mine\n")
         (self.home / ".bashrc").chmod(0o666)
@@ -128,7 +128,7 @@ def code(*statuses: str, at_the_wall: bool = True) -> Callable[[Callable[[World]
         def write(world: World, student: str) -> None:
             world.submit(student, notebook({"answer-quantize": f"{WRONG}\nRIGHT = {RIGHT!r}\n{function(world)}"}))
 
-        _add(function.__name__, write, statuses, at_the_wall)
+        add(function.__name__, write, statuses, at_the_wall)
         return function
 
     return register
@@ -142,7 +142,7 @@ def edit(*statuses: str) -> Callable[[Callable[[dict], object]], Callable[[dict]
             edited = notebook()
             world.submit(student, function(edited) or edited)  # type: ignore[arg-type]
 
-        _add(function.__name__, write, statuses)
+        add(function.__name__, write, statuses)
         return function
 
     return register
@@ -157,13 +157,13 @@ def file(*statuses: str) -> Callable[[Callable[[World, Path], None]], Callable[[
             path.parent.mkdir()
             function(world, path)
 
-        _add(function.__name__, write, statuses or ("invalid notebook",))
+        add(function.__name__, write, statuses or ("invalid notebook",))
         return function
 
     return register
 
 
-def _add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...], at_the_wall: bool = False) -> None:
+def add(name: str, write: Callable[[World, str], None], statuses: tuple[str, ...], at_the_wall: bool = False) -> None:
     if name in ATTACKS:
         raise ValueError(f"two attacks are called {name}")
     ATTACKS[name] = Attack(name, write, statuses or ("failed",), at_the_wall)

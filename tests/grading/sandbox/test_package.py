@@ -24,30 +24,32 @@ RUN = """
 # What each exercise judges by. `inputs` and `judge` use these, `run` must not: none of the words may be in the copy.
 SECRETS = {
     "ex01_int8_symmetric": """
-        true_scales close compare_codes _compare_scale normal read_codes read_restored broadcast_scale
-        SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
+        true_scales close compare_codes scale_mistake _compare_scale _compare_scales normal read_codes
+        read_restored broadcast_scale SCALE_TOLERANCE CODE_TOLERANCE LARGEST_FLOOR
     """,
     "ex02_kv_cache_size": """
-        cache_bytes num_that_fit draw_sizes BYTES_MISTAKES FIT_MISTAKES _with_default judge_counts spelled
+        cache_bytes num_that_fit draw_sizes BYTES_MISTAKES BYTES_FACTORS FIT_MISTAKES _with_default judge_counts
+        lost_digits spelled
     """,
     "ex03_mha_vs_gqa": """
-        num_parameters bytes_per_token draw_heads PARAMETER_MISTAKES CACHE_MISTAKES judge_counts spelled
+        num_parameters bytes_per_token draw_heads PARAMETER_MISTAKES CACHE_MISTAKES CACHE_FACTORS judge_counts
+        lost_digits spelled
     """,
     "ex04_gptq": """
         output_error round_to_nearest coarsest_gptq correlated exact_inputs read_weight _hessian
-        _most_levels _moved FORMULA SLOPE_TOLERANCE ERROR_TOLERANCE
+        _levels _large_and_small _coarser _far_off _moved FORMULA SLOPE_TOLERANCE ERROR_TOLERANCE
     """,
     "ex05_continuous_batching": """
         right_schedule read_steps unfinished_at make_case draw_ids _judge_order _judge_schedule _why_idle
         _never_mixes _expect _same
     """,
     "ex06_inference_api": """
-        expected_answer draw_answers judge_serving judge_threads judge_text judge_reason text_of _scrape
-        _judge_events _judge_asked _judge_usage METRICS WORDS
+        expected_answer draw_answers judge_serving judge_threads judge_text judge_reason judge_envelope text_of _scrape
+        _judge_events _judge_asked _judge_usage _advice _requests _step_by_step _serve_more METRICS WORDS Visit Got
     """,
     "ex07_prune_and_distill": """
         right_loss known_mistakes _kl judge_losses near read_loss read_mask read_student _forward
-        require_small draw_digits draw_logits normal WRONG_LABELS ACTIVATIONS
+        require_small _why_inaccurate _is_threshold draw_digits draw_logits normal WRONG_LABELS ACTIVATIONS
     """,
 }
 
@@ -109,6 +111,9 @@ def test_files_that_only_judge_are_not_in_the_copy(copy: Path, name: str) -> Non
     known = re.compile(r"(.*_)?(oracles|drawing|reading|digits)\.py")
     whole = {file for file in trees(CHECKS, name) if known.fullmatch(Path(file).name)}
     assert whole and not whole & set(trees(copy, name))
+    assert (CHECKS / "recorder.py").exists() and not {"recorder.py", "visit.py"} & {
+        path.name for path in copy.iterdir()
+    }
 
 
 def test_the_copy_can_be_imported_and_has_every_check(tmp_path: Path) -> None:
@@ -171,7 +176,7 @@ def test_judges_are_cut_out_across_files() -> None:
     text = "\n".join(reduced.values())
     for secret in ("REFERENCE", "expected", "secret_comparison", "answer_of", "_verdict", "_compared", "describe"):
         assert secret not in text
-    assert text.count("raise NotImplementedError") == 8  # of the check, its two bases and the class beside them
+    assert text.count("raise NotImplementedError") == 16  # of the check, its two bases and the class beside them
     for needed in ("def helper_of_run", "def run", "def _call", "check_first = CheckFirst()", "EXERCISE = "):
         assert needed in text
 

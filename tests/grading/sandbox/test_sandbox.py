@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
+import sys
 import sysconfig
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,6 +110,58 @@ assert found == [0, 1, 2, 3], found
 def test_a_run_that_goes_too_far_is_ended(warm, source: str, ended: str) -> None:
     outcome = warm.run([("cell", source)], limits=Limits(seconds=2, seconds_a_step=2, output_bytes=1 << 20))
     assert outcome.ended == ended and not outcome.done
+
+
+WORK = """
+import time
+time.sleep(1.5)  # longer by the clock than the processor time that is allowed, however the machine shares it out
+start = time.process_time()
+while time.process_time() < start + 0.5: pass
+"""
+
+
+def test_a_busy_machine_fails_nobody(warm) -> None:
+    """Beside twice as many endless processes as there are processors."""
+    endless = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        outcome = warm.run([("cell", WORK)], limits=Limits(seconds=1.4, seconds_a_step=1.4, wall=40))
+    finally:
+        for process in endless:
+            process.kill()
+            process.wait()
+    assert outcome.done and outcome.cells == {0: None}, outcome
+
+
+def test_all_processes_and_threads_are_counted_together(warm) -> None:
+    source = f"import os\nfor _ in range(3):\n    if os.fork() == 0:\n        while True: pass\n{WORK}\ntime.sleep(100)"
+    assert warm.run([("cell", source)], limits=Limits(seconds=2, seconds_a_step=2, wall=40)).ended == "timeout"
+
+
+def test_who_only_waits_is_ended_by_the_clock(warm) -> None:
+    outcome = warm.run([("cell", "import time; time.sleep(100)")], limits=Limits(seconds=1, seconds_a_step=0.2, wall=3))
+    assert outcome.ended == "asleep" and outcome.cpu_seconds < 1
+
+
+def test_what_took_too_long_is_said(warm) -> None:
+    checks = exercise("ex03_mha_vs_gqa").checks
+    inputs = {index: encode(check.inputs(3)) for index, check in enumerate(checks)}
+    source = "def attention_parameters(h, n, k):\n    while True: pass\ndef kv_bytes_per_token(*a): pass"
+    outcome = warm.run([("cell", source)], "ex03_mha_vs_gqa", inputs, Limits(seconds=2, seconds_a_step=0.5))
+    assert outcome.ended == "timeout" and outcome.started == (0,)
+    assert re.fullmatch(r"attention_parameters\(\d+, \d+, \d+\)", outcome.calling)
+
+
+def test_a_server_is_visited_from_outside(warm) -> None:
+    check: Any = exercise("ex06_inference_api").checks[0]
+    inputs = check.inputs(3)
+    visits = {0: lambda channel, hello: check.receive(channel, inputs, hello)}
+    source = "import os\ndef create_app(engine):\n    raise ValueError(sorted(os.listdir('/proc/self/fd'))[:5])"
+    for cells in ([], [("cell", source)]):
+        outcome = warm.run(cells, "ex06_inference_api", {0: b""}, visits=visits)
+        values = decode(outcome.values[0])
+        verdict = check.verdict(inputs, values)
+        assert not verdict.passed and verdict.attempted is bool(cells)
+        assert ("ValueError" if cells else "there is no function create_app") in verdict.message
 
 
 def test_memory_is_limited_in_one_process_and_in_many(warm) -> None:

@@ -30,3 +30,10 @@ def test_heads_names_the_kind(live):
         live.set(kv_heads=kv_heads)
         assert live.text.startswith(f"{kind}: 6 query heads share {kv_heads} KV heads")
     assert "Perplexity 9 just pooled, 4.9 after training on" in live.text
+
+
+def test_points_of_different_conversions_are_not_joined(live):
+    """2 KV heads are better than 3 here: a line through the points would claim what is between them."""
+    right = live.figure.axes[1]
+    assert [line.get_linestyle() for line in right.lines if len(line.get_xdata()) > 2] == ["None", "None"]
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["6,144\n(6)", "3,072\n(3)", "1,024\n(1)"]

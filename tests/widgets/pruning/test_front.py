@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from pictures import (
     assert_every_control_changes_picture_and_text_and_back,
 )
@@ -38,3 +41,13 @@ def test_trade_off_finds_the_front_and_the_best_within_the_budget(live):
     assert "no model is that cheap" in live.text
     live.set(cost="milliseconds", budget=100)
     assert "On the front: student, small, teacher." in live.text and "best is “teacher”" in live.text
+
+
+def test_numbers_of_points_in_one_place_do_not_cover_each_other():
+    names = ["teacher", "student", "small", "smaller", "smallest", "2 bits"]
+    close = pd.DataFrame({"perplexity": [2.7, 3.9, 3.66, 3.65, 3.66, 3.64], "bytes": [100, 50, 8, 8.5, 8, 9]}, names)
+    axis = widgets.trade_off(close, "perplexity", {"bytes on disk": "bytes"}).figure.axes[0]
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axis.texts}  # without the thread to the point
+    assert set(boxes) == set("123456")
+    for (first, a), (second, b) in combinations(boxes.items(), 2):
+        assert not a.padded(-1).overlaps(b.padded(-1)), f"{first} and {second} overlap"

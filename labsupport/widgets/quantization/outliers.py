@@ -31,7 +31,7 @@ from labsupport.widgets.style import (
 GRIDS = {"INT8": (VERMILION, "s--"), "E4M3": (BLUE, "o-"), "E5M2": (GREEN, "D:")}
 
 
-def fp8_grid(values: Mapping[str, Float[Tensor, "*shape"]] | None = None) -> Live:
+def fp8_outlier(values: Mapping[str, Float[Tensor, "*shape"]] | None = None) -> Live:
     """One outlier sets the scale for all: what is left for the others on INT8's uniform and FP8's non-uniform grids.
 
     values: tensors by name, scaled to an RMS of 1; None: a bell curve. The slider sets the size of the outlier that is

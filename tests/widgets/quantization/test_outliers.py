@@ -15,13 +15,13 @@ from pictures import (
 from labsupport.quantization.affine import fake_quantize
 from labsupport.quantization.fp8 import fp8_fake_quantize
 from labsupport.widgets import Live
-from labsupport.widgets import inference as widgets
+from labsupport.widgets import quantization as widgets
 from labsupport.widgets.style import percent
 
 
 @pytest.fixture(scope="module")
 def live() -> Live:
-    return widgets.fp8_grid({"bell": torch.linspace(-3, 3, 999), "odd": torch.linspace(0, 3, 999) ** 3})
+    return widgets.fp8_outlier({"bell": torch.linspace(-3, 3, 999), "odd": torch.linspace(0, 3, 999) ** 3})
 
 
 def test_every_control_changes_picture_and_text_and_back(live):
@@ -49,6 +49,6 @@ def test_without_an_outlier_int8_is_the_more_exact_one(live):
     assert errors["INT8"] < errors["E4M3"] < errors["E5M2"]
 
 
-def test_fp8_grid_wants_values():
+def test_fp8_outlier_wants_values():
     with pytest.raises(ValueError, match="values must hold tensors that are finite"):
-        widgets.fp8_grid({"nothing": torch.zeros(5)})
+        widgets.fp8_outlier({"nothing": torch.zeros(5)})
