@@ -29,6 +29,7 @@ from starlette.responses import Response
 from labsupport import __version__
 from labsupport.serving import errors
 from labsupport.serving.access import Access
+from labsupport.serving.answer_schema import ChatResponse, CompletionResponse, Model, ModelList, Status
 from labsupport.serving.backend import Backend
 from labsupport.serving.chat import ChatAnswer
 from labsupport.serving.chat_template import ChatTemplate, chat_template
@@ -41,15 +42,7 @@ from labsupport.serving.inputs import chat_inputs, completion_inputs
 from labsupport.serving.metrics import Metrics
 from labsupport.serving.middleware import ServingMiddleware
 from labsupport.serving.monitor import PerformanceMonitor
-from labsupport.serving.protocol import (
-    ChatRequest,
-    ChatResponse,
-    CompletionRequest,
-    CompletionResponse,
-    Model,
-    ModelList,
-    Status,
-)
+from labsupport.serving.protocol import ChatRequest, CompletionRequest
 from labsupport.serving.respond import respond_streaming, respond_whole
 
 logger = logging.getLogger("labsupport.serving")

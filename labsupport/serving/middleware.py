@@ -59,18 +59,22 @@ class ServingMiddleware:
         given = headers.get("x-request-id", "")
         context = Context(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, time.monotonic())
         scope.setdefault("state", {})["context"] = context
-        status = 0
+        status, method = 0, scope["method"]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = context.request_id
+            elif method == "HEAD":  # answered as GET is, without the body
+                message = {**message, "body": b""}
             await send(message)
 
         token = logs.request_id.set(context.request_id)
         try:
             await self.before()
+            if method == "HEAD":
+                scope = {**scope, "method": "GET"}
             refusal = self._refusal(scope, headers)
             if refusal is None:
                 body = await self._read(receive)
@@ -90,7 +94,7 @@ class ServingMiddleware:
             status = 500
         finally:
             route = getattr(scope.get("route"), "path", "unknown")  # the template, as there is no end of paths
-            self.after(context, scope["method"], route, status, time.monotonic() - context.arrival)
+            self.after(context, method, route, status, time.monotonic() - context.arrival)
             logs.request_id.reset(token)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
