@@ -51,8 +51,12 @@ class TextStream:
         self._stop = tuple(stop)
         self._held = ""  # possibly the beginning of a stop string
 
-    def push(self, token_id: int) -> bool:
+    def push(self, token_id: int, stops: bool = True) -> bool:
+        """``stops=False``: stop strings do not count yet."""
         held = self._held + self._detokenizer.push(token_id)
+        if not stops:
+            self.text += held
+            return False
         found = [place for place in (held.find(stop) for stop in self._stop) if place >= 0]
         if found:
             self.text += held[: min(found)]

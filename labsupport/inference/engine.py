@@ -18,9 +18,11 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from labsupport.inference.next_tokens import next_tokens
+from labsupport.inference.prompt_logprobs import score_prompts
 from labsupport.inference.request import Request, RequestOutput, check_prompt, token_list
 from labsupport.inference.runner import ModelRunner
-from labsupport.inference.sampling import SamplingParams, sample_tokens, token_logprobs
+from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.scheduler import Scheduler
 from labsupport.inference.stats import EngineStats
 from labsupport.lm import LanguageModel
@@ -142,7 +144,7 @@ class LLMEngine:
         if request_id is None:
             request_id = self._new_id()
         self.scheduler.add(Request(request_id, token_ids, params, self.tokenizer))
-        if params.max_tokens == 0:
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
             self._undelivered.append(self._finish(request_id, "length"))
         return request_id
 
@@ -209,18 +211,15 @@ class LLMEngine:
     @torch.no_grad()
     def _step(self) -> list[RequestOutput]:
         plan = self.scheduler.schedule()
-        logits = self.runner.forward(plan)
+        logits = score_prompts(plan, self.runner.forward(plan))
         sampled = [each.request for each in plan.scheduled if each.samples]
         self._num_steps += 1
-        if not sampled:
-            return []
-        params = [request.params for request in sampled]
-        uniforms = [request.next_uniform() if request.params.temperature > 0 else 0.0 for request in sampled]
-        tokens = sample_tokens(logits, params, uniforms).tolist()
-        logprobs = token_logprobs(logits, tokens, [each.logprobs for each in params])
         outputs = []
-        for request, token, each in zip(sampled, tokens, logprobs, strict=True):
+        for request, token, each in zip(sampled, *next_tokens(logits, sampled), strict=True):
             self._prompt_tokens += 0 if request.output_token_ids else len(request.prompt_token_ids)
+            if request.params.max_tokens == 0:  # it was only scored
+                outputs.append(self._finish(request.request_id, "length"))
+                continue
             self._generation_tokens += 1
             reason = request.append_token(token, each)
             outputs.append(request.output() if reason is None else self._finish(request.request_id, reason))

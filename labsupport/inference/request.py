@@ -58,6 +58,8 @@ class RequestOutput:
         finish_reason: None while it continues, "stop" (end of text, stop string or token), "length" or "abort".
         logprobs: for each new token, token id -> log-probability; None if not requested.
         num_cached_tokens: tokens of the prompt that were found in the cache, and not computed.
+        prompt_logprobs: for each token of the prompt, the first of which has none; None if not requested. Complete
+            when the first new token is there.
     """
 
     request_id: Hashable
@@ -68,6 +70,7 @@ class RequestOutput:
     logprobs: list[dict[int, float]] | None
     num_cached_tokens: int
     times: RequestTimes
+    prompt_logprobs: list[dict[int, float] | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -88,12 +91,13 @@ class Request:
         self.arrival = -1
         self.output_token_ids: list[int] = []
         self.logprobs: list[dict[int, float]] = []
+        self.prompt_logprobs: list[dict[int, float] | None] = [None]
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.times = RequestTimes()
-        self._stop_tokens = {*params.stop_token_ids} | (set() if params.ignore_eos else {tokenizer.eos_token_id})
+        self.stop_tokens = {*params.stop_token_ids} | (set() if params.ignore_eos else {tokenizer.eos_token_id})
         self._stream = TextStream(tokenizer, params.stop)
         self._random = random.Random(params.seed)
 
@@ -134,7 +138,8 @@ class Request:
         self.output_token_ids.append(token_id)
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        if token_id in self._stop_tokens or self._stream.push(token_id):
+        stops = len(self.output_token_ids) > self.params.min_tokens
+        if token_id in self.stop_tokens or self._stream.push(token_id, stops):
             return "stop"
         return "length" if len(self.output_token_ids) >= self.params.max_tokens else None
 
@@ -168,6 +173,7 @@ class Request:
         return RequestOutput(
             self.request_id, self.prompt_token_ids, self.text, self.output_token_ids.copy(), self.finish_reason,
             None if self.params.logprobs is None else self.logprobs.copy(), self.num_cached_tokens, self.times,
+            None if self.params.prompt_logprobs is None else self.prompt_logprobs.copy(),
         )  # fmt: skip
 
 
@@ -193,6 +199,9 @@ def check_prompt(token_ids: list[int], params: SamplingParams, vocab_size: int, 
         raise ValueError(
             f"prompt must hold tokens of 0..{vocab_size - 1}; got values from {min(token_ids)} to {max(token_ids)}"
         )
+    unknown = [token for token, _ in params.logit_bias or () if token >= vocab_size]
+    if unknown:
+        raise ValueError(f"logit_bias must name tokens of 0..{vocab_size - 1}; got {unknown[0]}")
     if len(token_ids) + params.max_tokens > max_model_len:
         raise ValueError(
             f"prompt and max_tokens must together be at most max_model_len = {max_model_len} tokens; "

@@ -9,7 +9,7 @@ from torch import Tensor
 from labsupport.inference.fast.fused import FusedLlama
 from labsupport.inference.memory import can_copy, default_num_blocks, on_device
 from labsupport.inference.packed import PackedBatch
-from labsupport.inference.scheduler import Plan
+from labsupport.inference.plan import Plan
 from labsupport.kvcache import PagedKVCache, QuantizedPagedKVCache
 from labsupport.lm import Llama
 
@@ -69,8 +69,8 @@ class ModelRunner:
         return self.model.embed_tokens.weight.device
 
     @torch.no_grad()
-    def forward(self, plan: Plan) -> Float[Tensor, "samples vocab"]:
-        """Compute the plan's tokens. Logits after the last token of each request that gets a new one, of no others."""
+    def forward(self, plan: Plan) -> Float[Tensor, "positions vocab"]:
+        """Compute the plan's tokens. Logits at its ``logit_positions``, no others."""
         decodes = [(each.request.request_id, each.token_ids[0]) for each in plan.decodes]
         chunks = [(each.request.request_id, each.token_ids) for each in plan.chunks]
         batch = PackedBatch(self.cache, decodes, chunks)
@@ -78,7 +78,7 @@ class ModelRunner:
             hidden = self.model.hidden_states(batch.tokens, batch)[0]
         else:
             hidden = self.fused.hidden_states(batch)
-        if not plan.sample_positions:
+        if not plan.logit_positions:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        last = torch.tensor(plan.sample_positions, dtype=torch.int64, device=hidden.device)
-        return (self.fused or self.model).lm_head(hidden[last]).float()
+        wanted = torch.tensor(plan.logit_positions, dtype=torch.int64, device=hidden.device)
+        return (self.fused or self.model).lm_head(hidden[wanted]).float()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,11 @@ class SamplingParams:
         stop_token_ids: the text ends before any of these tokens, which is then the last of the result's ``token_ids``.
         ignore_eos: do not end at the tokenizer's end-of-text token.
         logprobs: also give the log-probabilities of the chosen token and of this many most likely ones, before
-            temperature and filters; None: no log-probabilities.
+            temperature, filters and penalties; None: no log-probabilities.
+        prompt_logprobs: the same for the tokens of the prompt, which is then read without the prefix cache.
+        repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see penalties.py; 1, 0, 0 and None change
+            nothing. ``logit_bias`` maps token ids to numbers, and is kept as pairs.
+        min_tokens: the text does not end, by a token or a stop string, before it has so many.
 
     Raises:
         ValueError: a value is out of range.
@@ -49,11 +53,17 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None = None
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "top_k"):
+        for name in ("max_tokens", "top_k", "min_tokens"):
             self._set(name, _integer(name, getattr(self, name)))
-        for name in ("seed", "logprobs"):
+        for name in ("seed", "logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 self._set(name, _integer(name, getattr(self, name), "an integer of 0 or more, or None"))
         if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
@@ -68,6 +78,20 @@ class SamplingParams:
         self._set("stop_token_ids", tuple(_integer("stop_token_ids", each, allowed) for each in self.stop_token_ids))
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos must be True or False; got {self.ignore_eos!r}")
+        if not (_is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
+            raise ValueError(f"repetition_penalty must be a number above 0; got {self.repetition_penalty!r}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not (_is_number(getattr(self, name)) and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens must be at most max_tokens = {self.max_tokens}; got {self.min_tokens}")
+        if self.logit_bias is not None:
+            self._set("logit_bias", _biases(self.logit_bias))
+
+    def adjusts(self, num_output_tokens: int) -> bool:
+        """Whether penalties.py changes the logits of a request that has so many new tokens."""
+        spoken = num_output_tokens > 0 and bool(self.presence_penalty or self.frequency_penalty)
+        return spoken or self.repetition_penalty != 1 or bool(self.logit_bias) or num_output_tokens < self.min_tokens
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -167,6 +191,13 @@ def _integer(name: str, value: object, allowed: str = "an integer of 0 or more")
     if number < 0 or isinstance(value, bool):
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
     return number
+
+
+def _biases(given: Mapping[int, float] | Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else [tuple(pair) for pair in given]
+    if not all(_is_number(bias) and math.isfinite(bias) for _, bias in pairs):
+        raise ValueError(f"logit_bias must map token ids to numbers; got {given!r:.60}")
+    return tuple((_integer("logit_bias", token, "a map of token ids to numbers"), float(bias)) for token, bias in pairs)
 
 
 def _is_number(value: object) -> bool:

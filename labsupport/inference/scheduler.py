@@ -14,59 +14,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from itertools import accumulate
 
+from labsupport.inference.plan import Plan
 from labsupport.inference.request import FinishReason, Request, RequestStatus
 from labsupport.kvcache import BlockTables
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """Tokens of a request, from where the cache ends. ``samples``: the last one is among them, so a new one follows."""
-
-    request: Request
-    token_ids: list[int]
-    samples: bool
-
-
-@dataclass
-class Plan:
-    """One step. The tokens of all entries fit the budget, their blocks fit the cache."""
-
-    budget: int = 0  # tokens that may still be added
-    blocks: int = 0  # what the entries so far will take from the free blocks
-    decodes: list[Scheduled] = field(default_factory=list)  # one token each
-    chunks: list[Scheduled] = field(default_factory=list)  # several tokens of a prompt, or of a text that is read again
-    preempted: list[Request] = field(default_factory=list)
-
-    @property
-    def scheduled(self) -> list[Scheduled]:
-        return self.decodes + self.chunks
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(each.token_ids) for each in self.scheduled)
-
-    @property
-    def sample_positions(self) -> list[int]:
-        """In the row of all tokens of the step: the last one of each request that gets a new one."""
-        ends = accumulate(len(each.token_ids) for each in self.scheduled)
-        return [end - 1 for end, each in zip(ends, self.scheduled, strict=True) if each.samples]
-
-    def add(self, request: Request, start: int, count: int, blocks: int = 0) -> None:
-        """``count`` tokens of the request from position ``start`` on."""
-        entry = Scheduled(request, request.token_ids[start : start + count], start + count == request.num_tokens)
-        # a chunk of one token costs what decoding costs, and goes with it
-        (self.decodes if count == 1 else self.chunks).append(entry)
-        self.budget, self.blocks = self.budget - count, self.blocks + blocks
-
-    def withdraw(self, request: Request) -> None:
-        """Take its entry back, if it has one. Nothing was allocated for it yet, so its budget is all it returns."""
-        for entries in (self.decodes, self.chunks):
-            for entry in [each for each in entries if each.request is request]:
-                entries.remove(entry)
-                self.budget += len(entry.token_ids)
 
 
 class Scheduler:
@@ -229,7 +180,9 @@ class Scheduler:
         if not self.waiting or len(self.running) == self.max_num_seqs:
             return False
         request = self.waiting[0]
-        cached = self.cache.add_sequence(request.request_id, request.token_ids)
+        # what is in the cache is not computed, and so would have no log-probabilities
+        known = request.token_ids if request.params.prompt_logprobs is None else ()
+        cached = self.cache.add_sequence(request.request_id, known)
         everyone = [*self.running, request]
         wanted = self.cache.blocks_needed(
             [each.request_id for each in everyone], [self._remaining(each) for each in everyone]

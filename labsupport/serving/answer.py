@@ -6,10 +6,11 @@ The engine's outputs are cumulative; a chunk holds what is new since the chunk b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labsupport.inference.request import RequestOutput
+from labsupport.serving.best_of import best_outputs
 from labsupport.serving.inputs import Inputs
 from labsupport.serving.protocol import ChatRequest, CompletionRequest
 
@@ -28,13 +29,17 @@ class Answer(ABC):
         self, head: Json, chunk_head: Json, body: CompletionRequest | ChatRequest, inputs: Inputs, logprobs: bool
     ) -> None:
         self.head, self.chunk_head, self.inputs, self.logprobs = head, chunk_head, inputs, logprobs
-        self.with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        options = body.stream_options
+        self.with_usage = options is not None and bool(options.include_usage)
+        self.with_usage_so_far = self.with_usage and options is not None and bool(options.continuous_usage_stats)
+        self._newest: dict[int, RequestOutput] = {}
         self._sent = [(0, 0)] * len(inputs.params)  # characters and tokens of each choice
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Json:
         """``outputs``: the last one of each choice."""
-        choices = [self._whole_choice(index, output) for index, output in enumerate(outputs)]
-        return {**self.head, "choices": choices, "usage": usage(self.inputs, outputs)}
+        best = best_outputs(outputs, self.inputs.n, self.inputs.kept)
+        choices = [self._whole_choice(index, outputs[index]) | {"index": place} for place, index in enumerate(best)]
+        return {**self.head, "choices": choices, "usage": usage(self.inputs, dict(enumerate(outputs)))}
 
     def opening(self) -> list[Json]:
         """Chunks before the first token."""
@@ -47,14 +52,19 @@ class Answer(ABC):
         if not (text or output.finished or (self.logprobs and more_tokens)):
             return []
         self._sent[index] = len(output.text), len(output.token_ids)
+        self._newest[index] = output
         return [self._chunk(self._next_choice(index, output, characters, tokens))]
 
     def closing(self, outputs: Sequence[RequestOutput]) -> list[Json]:
         """Chunks after the last token."""
-        return [{**self.chunk_head, "choices": [], "usage": usage(self.inputs, outputs)}] if self.with_usage else []
+        if not self.with_usage:
+            return []
+        return [{**self.chunk_head, "choices": [], "usage": usage(self.inputs, dict(enumerate(outputs)))}]
 
     def _chunk(self, choice: Json) -> Json:
         chunk = {**self.chunk_head, "choices": [choice]}
+        if self.with_usage_so_far:
+            return chunk | {"usage": usage(self.inputs, self._newest)}
         return chunk | {"usage": None} if self.with_usage else chunk
 
     @abstractmethod
@@ -68,10 +78,12 @@ class Answer(ABC):
         """Of ``output`` without its first ``characters`` and ``tokens``, which were sent before."""
 
 
-def usage(inputs: Inputs, outputs: Sequence[RequestOutput]) -> Json:
+def usage(inputs: Inputs, outputs: Mapping[int, RequestOutput]) -> Json:
+    """``outputs``: by their choice; while a stream runs, of those that have begun."""
     prompt = sum(len(each) for each in inputs.prompts)
-    completion = sum(len(each.token_ids) for each in outputs)
-    cached = sum(each.num_cached_tokens for each in outputs[:: inputs.n])  # of each prompt once
+    completion = sum(len(each.token_ids) for each in outputs.values())
+    first = [output for index, output in outputs.items() if index % inputs.n == 0]  # a prompt is counted once
+    cached = sum(each.num_cached_tokens for each in first)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

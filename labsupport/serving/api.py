@@ -23,10 +23,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from labsupport import __version__
 from labsupport.serving import errors
+from labsupport.serving.access import Access
+from labsupport.serving.answer_schema import ChatResponse, CompletionResponse, Model, ModelList, Status
 from labsupport.serving.backend import Backend
 from labsupport.serving.chat import ChatAnswer
 from labsupport.serving.chat_template import ChatTemplate, chat_template
@@ -39,15 +42,7 @@ from labsupport.serving.inputs import chat_inputs, completion_inputs
 from labsupport.serving.metrics import Metrics
 from labsupport.serving.middleware import ServingMiddleware
 from labsupport.serving.monitor import PerformanceMonitor
-from labsupport.serving.protocol import (
-    ChatRequest,
-    ChatResponse,
-    CompletionRequest,
-    CompletionResponse,
-    Model,
-    ModelList,
-    Status,
-)
+from labsupport.serving.protocol import ChatRequest, CompletionRequest
 from labsupport.serving.respond import respond_streaming, respond_whole
 
 logger = logging.getLogger("labsupport.serving")
@@ -65,6 +60,9 @@ def create_app(
     drain_seconds: float = 30.0,
     template: ChatTemplate | None = None,
     monitor: PerformanceMonitor | None = None,
+    keys_everywhere: bool = False,
+    allowed_hosts: Sequence[str] = (),
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """A FastAPI app. ``app.state`` has its ``backend``, ``metrics``, ``monitor``, and ``stop`` to drain it.
 
@@ -75,6 +73,9 @@ def create_app(
         max_body_bytes: larger requests are answered 413.
         drain_seconds: how long running requests may take to finish when the server stops; then they are cancelled.
         template: turns a chat into a prompt; None: chosen by the tokenizer (chat_template.py).
+        keys_everywhere: `/health`, `/metrics` and `/docs` need a key too.
+        allowed_hosts: names that a ``Host`` header may have (access.py); none: any.
+        cors_origins: pages, such as ``https://example.org``, whose scripts may use the API from a browser; none: none.
 
     Raises:
         ValueError: ``engine`` is neither, a limit is out of range, or a key is empty.
@@ -83,8 +84,7 @@ def create_app(
     for name, value in (("max_body_bytes", max_body_bytes), ("drain_seconds", drain_seconds)):
         if value < 0:
             raise ValueError(f"{name} must be 0 or more; got {value}")
-    if isinstance(api_keys, str) or not all(isinstance(key, str) and key.strip() for key in api_keys):
-        raise ValueError("api_keys must be a list of strings that are not empty")
+    access = Access(api_keys, keys_everywhere, allowed_hosts)
     life = _Life(backend, drain_seconds)
     app = FastAPI(title="labsupport", version=__version__, lifespan=life.lifespan)
     app.state.backend, app.state.metrics, app.state.stop = backend, Metrics(backend), life.end
@@ -97,9 +97,12 @@ def create_app(
     def after(context: Context, method: str, route: str, status: int, seconds: float) -> None:
         _account(app, context, method, route, status, seconds)
 
-    app.add_middleware(
-        ServingMiddleware, before=life.begin, after=after, keys=list(api_keys), max_body_bytes=max_body_bytes
-    )
+    app.add_middleware(ServingMiddleware, before=life.begin, after=after, access=access, max_body_bytes=max_body_bytes)
+    if cors_origins:  # outermost: a browser asks first, and sends no key with that
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )  # fmt: skip
     return app
 
 

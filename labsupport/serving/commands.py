@@ -10,9 +10,13 @@ import typer
 
 from labsupport.serving.keys import read_keys
 from labsupport.serving.options import (
+    AllowedHosts,
     ApiKeyFile,
+    CorsOrigin,
     DrainSeconds,
     Host,
+    KeysEverywhere,
+    MaxConnections,
     MaxModelLen,
     MaxNumSeqs,
     Model,
@@ -52,6 +56,10 @@ def serve(
     block_size: Annotated[int, typer.Option(min=1, help="Tokens per block of the KV cache.")] = 16,
     num_blocks: NumBlocks = None,
     api_key_file: ApiKeyFile = None,
+    keys_everywhere: KeysEverywhere = False,
+    allowed_hosts: AllowedHosts = None,
+    cors_origin: CorsOrigin = None,
+    max_connections: MaxConnections = 1000,
     drain_seconds: DrainSeconds = 30.0,
     threads: Threads = None,
     engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and any model it supports.")] = (
@@ -62,8 +70,10 @@ def serve(
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
+        from labsupport.serving.access import default_hosts
         from labsupport.serving.api import create_app
         from labsupport.serving.backend import Backend
+        from labsupport.serving.connection import Limits
         from labsupport.serving.engine_thread import EngineThread
         from labsupport.serving.logs import configure_logs
         from labsupport.serving.server import run
@@ -92,9 +102,17 @@ def serve(
             backend = EngineThread.of(llm, max_waiting)
             cache = f"{llm.cache.num_blocks} blocks of {block_size} tokens"
             typer.echo(f"KV cache of {cache}; {max_num_seqs} requests at a time, {max_waiting} waiting")
-        app = create_app(backend, api_keys=keys, drain_seconds=drain_seconds)
+        app = create_app(
+            backend,
+            api_keys=keys,
+            drain_seconds=drain_seconds,
+            keys_everywhere=keys_everywhere,
+            allowed_hosts=default_hosts(host) if allowed_hosts is None else allowed_hosts,
+            cors_origins=cors_origin or (),
+        )
+        limits = Limits(connections=max_connections)
         configure_logs()
-        run(app, host, port, drain_seconds, lambda url: typer.echo(f"serving {backend.model_name} at {url}/v1"))
+        run(app, host, port, drain_seconds, lambda url: typer.echo(f"serving {backend.model_name} at {url}/v1"), limits)
         typer.echo("stopped")
 
 

@@ -14,13 +14,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from labsupport.serving.answer_schema import ErrorResponse
 from labsupport.serving.backend import GenerationFailed, Overloaded, Unavailable
-from labsupport.serving.protocol import ErrorResponse
+from labsupport.serving.fields import UNSUPPORTED
 
 logger = logging.getLogger("labsupport.serving")
 
 _MAX_TOLD = 3  # mistakes reported per body: a client could make thousands
 _WRONG_KIND = ("string_type", "list_type", "int_type")
+_OF_TYPES = ("str", "list[", "constrained", "function-", "nullable")  # pydantic's names for a union's members
+NOT_DECLARED = "The body must be JSON and say so: send the header `Content-Type: application/json`."
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -30,6 +33,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "The API key is missing or wrong",
         404: "There is no such model",
         413: "The body is too large",
+        415: "The body is not declared as JSON",
         429: "The queue is full: try again after `Retry-After` seconds",
         500: "Something broke here",
         503: "The server is starting, shutting down, or its engine is dead",
@@ -76,10 +80,13 @@ def error_response(error: BaseException) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Replace every handler that would answer in another shape."""
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        message, param = explain(error.errors())
-        return JSONResponse(error_body(400, message, param, "invalid_value"), 400)
+        if not _declares_json(request):
+            body = error_body(415, NOT_DECLARED, None, "unsupported_media_type")
+            return JSONResponse(body, 415)
+        message, param, code = explain(error.errors())
+        return JSONResponse(error_body(400, message, param, code), 400)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -94,21 +101,27 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, ours)
 
 
-def explain(errors: Any) -> tuple[str, str | None]:
-    """Pydantic's errors as a sentence, and the first field concerned. The input is not repeated: it may be huge."""
+def explain(errors: Any) -> tuple[str, str | None, str]:
+    """Pydantic's errors as a sentence, the first field concerned, and a code.
+
+    The input is not repeated: it may be huge.
+    """
     if any(each["type"] == "json_invalid" for each in errors):
         reason = next(each for each in errors if each["type"] == "json_invalid").get("ctx", {}).get("error", "")
-        return f"The body must be JSON: {reason}", None
+        return f"The body must be JSON: {reason}", None, "invalid_json"
+    # a value of the right kind that is not supported: what else was wrong with it says nothing
+    lacking = [each for each in errors if each["type"] == UNSUPPORTED]
     by_field: dict[str, dict[str, bool]] = {}
-    for each in errors:
+    for each in lacking or errors:
         path = [str(part) for part in each["loc"][1:]]
         field = path[0] if path else "body"
         reason = each["msg"].removeprefix("Value error, ")
+        place = [part for part in path[1:] if not part.startswith(_OF_TYPES)]
         if each["type"] == "extra_forbidden":
             reason = "not a field of this request"
             field = ".".join(path)
-        elif len(path) > 1 and not path[1].startswith(("str", "list", "constrained")):
-            reason = f"{'.'.join(path[1:])}: {reason}"
+        elif place:
+            reason = f"{'.'.join(place)}: {reason}"
         told = by_field.setdefault(field, {})
         told.setdefault(reason, each["type"] in _WRONG_KIND)
     # in a union (a string or a list ...), errors about the kinds that were not meant say nothing
@@ -116,4 +129,11 @@ def explain(errors: Any) -> tuple[str, str | None]:
     sentences = [f"{field}: {' / '.join(told[:_MAX_TOLD])}" for field, told in reasons.items()]
     more = f"; and {len(sentences) - _MAX_TOLD} more" if len(sentences) > _MAX_TOLD else ""
     first = next(iter(by_field), None)
-    return "; ".join(sentences[:_MAX_TOLD])[:1000] + more, None if first == "body" else first and first[:100]
+    param = None if first == "body" else first and first[:100]
+    return "; ".join(sentences[:_MAX_TOLD])[:1000] + more, param, UNSUPPORTED if lacking else "invalid_value"
+
+
+def _declares_json(request: Request) -> bool:
+    """A page of another site may send any other kind of body without asking: so only JSON is read, and only if said."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

@@ -27,11 +27,13 @@ class Inputs:
     Attributes:
         prompts: token ids.
         params: ``n`` per prompt. Seeded choices of one prompt have different seeds, or they would all be the same.
+        kept: how many of a prompt's ``n`` choices the client gets: the best ones (best_of.py).
     """
 
     prompts: list[list[int]]
     params: list[SamplingParams]
     n: int
+    kept: int
 
 
 async def completion_inputs(body: CompletionRequest, backend: Backend) -> Inputs:
@@ -42,15 +44,20 @@ async def completion_inputs(body: CompletionRequest, backend: Backend) -> Inputs
     """
     _check_stream_options(body)
     n = body.n or 1
-    if body.best_of is not None and body.best_of != n:
-        raise ApiError(400, f"best_of must be n ({n}) here; got {body.best_of}", "best_of", "unsupported")
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo with logprobs is not supported: prompts have none", "echo", "unsupported")
+    generated = n if body.best_of is None else body.best_of
+    if generated < n:
+        raise ApiError(400, f"best_of must be at least n ({n}); got {generated}", "best_of", "invalid_value")
+    if generated > n and body.stream:
+        message = "best_of above n cannot be streamed: which are best is known at the end"
+        raise ApiError(400, message, "best_of", "invalid_value")
     prompts = await _token_prompts(body, backend)
-    _check_choices(len(prompts), n, backend)
+    _check_choices(len(prompts), generated, backend)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = [_sampling_params(body, len(prompt), max_tokens, body.logprobs, backend) for prompt in prompts]
-    return _inputs(prompts, params, n)
+    logprobs = 0 if generated > n and body.logprobs is None else body.logprobs
+    params = [_sampling_params(body, len(prompt), max_tokens, logprobs, backend) for prompt in prompts]
+    if body.echo:
+        params = [replace(each, prompt_logprobs=body.logprobs) for each in params]
+    return _inputs(prompts, params, generated, n)
 
 
 def chat_inputs(body: ChatRequest, backend: Backend, template: ChatTemplate) -> Inputs:
@@ -62,6 +69,9 @@ def chat_inputs(body: ChatRequest, backend: Backend, template: ChatTemplate) -> 
     _check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs is only allowed when logprobs is true", "top_logprobs", "invalid_value")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        message = "max_tokens and max_completion_tokens mean the same: send one of them"
+        raise ApiError(400, message, "max_tokens", "invalid_value")
     prompt, ends = template(body.messages)
     n = body.n or 1
     _check_choices(1, n, backend)
@@ -70,11 +80,11 @@ def chat_inputs(body: ChatRequest, backend: Backend, template: ChatTemplate) -> 
     params = _sampling_params(body, len(prompt), max_tokens, logprobs, backend)
     if ends and not body.ignore_eos:
         params = replace(params, stop_token_ids=[*(body.stop_token_ids or []), *ends])
-    return _inputs([prompt], [params], n)
+    return _inputs([prompt], [params], n, n)
 
 
-def _inputs(prompts: list[list[int]], params: Sequence[SamplingParams], n: int) -> Inputs:
-    return Inputs(prompts, [_nth(each, index) for each in params for index in range(n)], n)
+def _inputs(prompts: list[list[int]], params: Sequence[SamplingParams], n: int, kept: int) -> Inputs:
+    return Inputs(prompts, [_nth(each, index) for each in params for index in range(n)], n, kept)
 
 
 def _nth(params: SamplingParams, index: int) -> SamplingParams:
@@ -102,8 +112,18 @@ def _sampling_params(
             "messages" if isinstance(body, ChatRequest) else "prompt",
             "context_length_exceeded",
         )
+    least = body.min_tokens or 0
+    if least > wanted:
+        message = f"min_tokens must be at most max_tokens ({wanted} here); got {least}"
+        raise ApiError(400, message, "min_tokens", "invalid_value")
+    bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    unknown = [token for token in bias if token >= backend.tokenizer.vocab_size]
+    if unknown:
+        message = f"logit_bias must name tokens of 0..{backend.tokenizer.vocab_size - 1}; got {unknown[0]}"
+        raise ApiError(400, message, "logit_bias", "invalid_value")
     return SamplingParams(
         max_tokens=wanted,
+        min_tokens=least,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(0, body.top_k or 0),  # vLLM: -1 means all as well
@@ -112,6 +132,10 @@ def _sampling_params(
         stop_token_ids=body.stop_token_ids or (),
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=bias or None,
     )
 
 

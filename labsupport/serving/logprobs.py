@@ -12,9 +12,12 @@ _INCOMPLETE = "\ufffd"
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[dict[int, float]], offset: int, top: int
+    tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[dict[int, float] | None], offset: int, top: int
 ) -> dict[str, Any]:
-    """Of `/v1/completions`: parallel lists. ``offset``: how many characters of text precede these tokens."""
+    """Of `/v1/completions`: parallel lists, with null for a token that has none: a text's first.
+
+    ``offset``: how many characters of text precede these tokens.
+    """
     decoder = Detokenizer(tokenizer)
     offsets = []
     for token in token_ids:
@@ -22,9 +25,9 @@ def completion_logprobs(
         offset += len(decoder.push(token))
     return {
         "tokens": [token_text(tokenizer, token) for token in token_ids],
-        "token_logprobs": [each[token] for token, each in zip(token_ids, logprobs, strict=True)],
+        "token_logprobs": [each and each[token] for token, each in zip(token_ids, logprobs, strict=True)],
         "top_logprobs": [
-            {token_text(tokenizer, token): value for token, value in _most_likely(each, taken, top)}
+            each and {token_text(tokenizer, token): value for token, value in _most_likely(each, taken, top)}
             for taken, each in zip(token_ids, logprobs, strict=True)
         ]
         if top

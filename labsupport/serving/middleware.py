@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -17,9 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labsupport.serving import logs
+from labsupport.serving.access import Access
 from labsupport.serving.context import Context
 from labsupport.serving.errors import ClientGone, error_body, error_response
-from labsupport.serving.keys import ApiKeys
 
 logger = logging.getLogger("labsupport.serving")
 
@@ -33,8 +33,9 @@ class ServingMiddleware:
     Args:
         before: awaited before each request, in case the server has not run the app's lifespan.
         after: called when a request is over, with its context, method, route, status, and seconds.
-        keys: accepted API keys; none: everybody has access. Only paths under ``/v1/`` need one.
+        access: who may come in.
         max_body_bytes: larger bodies are refused, unread if their Content-Length says so.
+        max_buffered_bytes: of all bodies that are being read; more are refused until there is room.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class ServingMiddleware:
         app: ASGIApp,
         before: Callable[[], Any],
         after: Callable[[Context, str, str, int, float], None],
-        keys: Sequence[str],
+        access: Access,
         max_body_bytes: int,
+        max_buffered_bytes: int = 2**26,
     ) -> None:
-        self.app, self.before, self.after, self.max_body_bytes = app, before, after, max_body_bytes
-        self.keys = ApiKeys(keys)
+        self.app, self.before, self.after, self.access = app, before, after, access
+        self.max_body_bytes, self.max_buffered_bytes = max_body_bytes, max(max_buffered_bytes, max_body_bytes)
+        self._buffered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,23 +59,27 @@ class ServingMiddleware:
         given = headers.get("x-request-id", "")
         context = Context(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, time.monotonic())
         scope.setdefault("state", {})["context"] = context
-        status = 0
+        status, method = 0, scope["method"]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = context.request_id
+            elif method == "HEAD":  # answered as GET is, without the body
+                message = {**message, "body": b""}
             await send(message)
 
         token = logs.request_id.set(context.request_id)
         try:
             await self.before()
+            if method == "HEAD":
+                scope = {**scope, "method": "GET"}
             refusal = self._refusal(scope, headers)
             if refusal is None:
                 body = await self._read(receive)
-                if body is None:
-                    refusal = self._too_large()
+                if isinstance(body, JSONResponse):
+                    refusal = body
                 else:
                     await self.app(scope, _replay(body, receive), send_with_id)
             if refusal is not None:
@@ -87,14 +94,13 @@ class ServingMiddleware:
             status = 500
         finally:
             route = getattr(scope.get("route"), "path", "unknown")  # the template, as there is no end of paths
-            self.after(context, scope["method"], route, status, time.monotonic() - context.arrival)
+            self.after(context, method, route, status, time.monotonic() - context.arrival)
             logs.request_id.reset(token)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        if scope["path"].startswith("/v1/") and not self.keys.allow(headers.get("authorization", "")):
-            message = "The API key is missing or wrong: send `Authorization: Bearer KEY`."
-            body = error_body(401, message, None, "invalid_api_key")
-            return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+        refusal = self.access.refusal(scope, headers)
+        if refusal is not None:
+            return refusal
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             return JSONResponse(error_body(400, "Content-Length must be a number"), 400, {"Connection": "close"})
@@ -104,20 +110,27 @@ class ServingMiddleware:
         message = f"The body must be at most {self.max_body_bytes:,} bytes"
         return JSONResponse(error_body(413, message, None, "body_too_large"), 413, {"Connection": "close"})
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None if it is too large, whether or not its length was announced."""
+    async def _read(self, receive: Receive) -> bytes | JSONResponse:
+        """The body; a refusal if it is too large, whether or not its length was announced, or too many are read."""
         chunks: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self.max_body_bytes:
-                return None
-            if not message.get("more_body", False):
-                return b"".join(chunks)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                self._buffered += len(chunks[-1])
+                if size > self.max_body_bytes:
+                    return self._too_large()
+                if self._buffered > self.max_buffered_bytes:
+                    body = error_body(503, "Too many large requests at a time", None, "too_much_to_read")
+                    return JSONResponse(body, 503, {"Connection": "close", "Retry-After": "1"})
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+        finally:
+            self._buffered -= size
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -19,8 +19,29 @@ MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Requests that an engine ru
 MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer together.")]
 NumBlocks = Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; default: by free memory.")]
 ApiKeyFile = Annotated[
-    Path | None, typer.Option(help="A file with one API key per line; without it everybody has access.")
+    Path | None,
+    typer.Option(
+        help="A file with one API key per line; without it everybody has access. Keys are for /v1/: /health, /ready, "
+        "/metrics, /docs and /openapi.json are open to all, unless --keys-everywhere."
+    ),
 ]
+KeysEverywhere = Annotated[bool, typer.Option("--keys-everywhere", help="Every path needs a key.")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-hosts",
+        help="A name that clients may call this server by (their Host header); several times for several names, * for "
+        "any. Default: the names of this machine if --host is one of them, else any.",
+    ),
+]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        help="A page, such as https://example.org, whose scripts may use the API from a browser. Default: none.",
+    ),
+]
+MaxConnections = Annotated[int, typer.Option(min=1, help="Open connections, of all clients together.")]
 DrainSeconds = Annotated[
     float, typer.Option(min=0, help="How long running requests may take to finish when told to stop.")
 ]

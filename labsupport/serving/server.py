@@ -16,21 +16,32 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from labsupport.serving.connection import Limits, guarded
+
+_OTHER_FILES = 256  # than connections, that a server has open
 _LAST_SECONDS = 5  # to write the answers that draining leaves
 
 
 def run(
-    app: FastAPI, host: str, port: int, drain_seconds: float = 30.0, listening: Callable[[str], object] = print
+    app: FastAPI,
+    host: str,
+    port: int,
+    drain_seconds: float = 30.0,
+    listening: Callable[[str], object] = print,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> None:
     """Serve until told to stop. ``listening`` is called with the address once connections are accepted.
+
+    ``limits``: what one client may take (connection.py).
 
     Raises:
         OSError: the port is taken, or the host is not an address of this machine.
     """
     listener = listen(host, port)
+    _allow_sockets(limits.connections)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=round(drain_seconds) + _LAST_SECONDS,
-        timeout_keep_alive=30, h11_max_incomplete_event_size=2**16, server_header=False,
+        app, http=guarded(limits), ws="none", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=round(drain_seconds) + _LAST_SECONDS, backlog=1024,
     )  # fmt: skip
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -54,6 +65,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _allow_sockets(connections: int) -> None:
+    """Raise this process's own limit of open files, if it is lower than what the connections need."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI, started: Callable[[], object]) -> None:
         super().__init__(config)
@@ -73,6 +97,8 @@ class _Server(uvicorn.Server):
         try:
             await super().shutdown(sockets)
         finally:
+            for connection in list(self.server_state.connections):  # of clients that do not read
+                connection.transport.abort()
             if self.force_exit:
                 draining.cancel()
             await asyncio.gather(draining, return_exceptions=True)

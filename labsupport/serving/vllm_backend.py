@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -161,10 +161,12 @@ class VLLMBackend:
             self._generation_tokens += len(only.token_ids)
         logprobs = None
         if only.logprobs is not None:
-            logprobs = [{token: float(value.logprob) for token, value in each.items()} for each in only.logprobs]
+            logprobs = [_values(each) for each in only.logprobs]
+        scored = getattr(output, "prompt_logprobs", None)
         return RequestOutput(
             request_id, prompt, only.text, list(only.token_ids), only.finish_reason if output.finished else None,
             logprobs, output.num_cached_tokens or 0, times,
+            None if scored is None else [each and _values(each) for each in scored],
         )  # fmt: skip
 
     def _template(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -174,3 +176,7 @@ class VLLMBackend:
             turns, tokenize=True, add_generation_prompt=True, return_dict=False
         )
         return list(tokens), []
+
+
+def _values(logprobs: Mapping[int, Any]) -> dict[int, float]:
+    return {token: float(value.logprob) for token, value in logprobs.items()}

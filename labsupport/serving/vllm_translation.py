@@ -30,6 +30,12 @@ def vllm_params(params: SamplingParams, intermediate: bool) -> Any:
         stop_token_ids=list(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
+        prompt_logprobs=params.prompt_logprobs,
+        min_tokens=params.min_tokens,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=dict(params.logit_bias) if params.logit_bias else None,
         output_kind=RequestOutputKind.CUMULATIVE if intermediate else RequestOutputKind.FINAL_ONLY,
     )
 

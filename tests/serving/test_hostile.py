@@ -46,9 +46,13 @@ def send(client: TestClient, body: bytes, path: str = "/v1/completions", kind: s
         ({"prompt": {"a": 1}}, "prompt"), ({"prompt": "x" * 600}, "prompt"), ({"prompt": ["x"] * 200}, "prompt"),
         ({"stop": ""}, "stop"), ({"stop": ["a"] * 100}, "stop"), ({"stop": 3}, "stop"), ({"seed": 2**70}, "seed"),
         ({"seed": "a"}, "seed"), ({"stream": "yes"}, "stream"), ({"stream_options": {}}, "stream_options"),
-        ({"max_token": 1}, "max_token"), ({"logit_bias": {"1": 100}}, "logit_bias"), ({"suffix": "x"}, "suffix"),
-        ({"presence_penalty": 1}, "presence_penalty"), ({"best_of": 3}, "best_of"), ({"top_k": -7}, "top_k"),
-        ({"echo": True, "logprobs": 1}, "echo"), ({"model": "x" * 1000}, "model"), ({"model": 3}, "model"),
+        ({"max_token": 1}, "max_token"), ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"999": 1}}, "logit_bias"), ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
+        ({"repetition_penalty": 0}, "repetition_penalty"), ({"best_of": 2, "stream": True}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"presence_penalty": 3}, "presence_penalty"), ({"best_of": 1, "n": 2}, "best_of"), ({"top_k": -7}, "top_k"),
+        ({"guided_regex": "a"}, "guided_regex"), ({"model": "x" * 1000}, "model"), ({"model": 3}, "model"),
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_is_refused_by_name(client: TestClient, change: dict[str, Any], param: str) -> None:
@@ -72,7 +76,8 @@ def test_malformed_bodies(client: TestClient, body: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"])
 def test_other_kinds_of_body(client: TestClient, kind: str) -> None:
-    assert send(client, b"prompt=x", kind=kind).status_code == 400
+    answer = send(client, json.dumps(GOOD).encode(), kind=kind)
+    assert answer.status_code == 415 and "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

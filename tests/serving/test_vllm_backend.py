@@ -24,11 +24,27 @@ class TheirParams:
     def __init__(
         self, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str],
         stop_token_ids: list[int], ignore_eos: bool, logprobs: int | None, output_kind: int,
+        prompt_logprobs: int | None, min_tokens: int, repetition_penalty: float, presence_penalty: float,
+        frequency_penalty: float, logit_bias: dict[int, float] | None,
     ) -> None:  # fmt: skip
         assert max_tokens >= 1
         self.output_kind = output_kind
         self.ours = SamplingParams(
-            max_tokens, temperature, top_k, top_p, seed, stop, stop_token_ids, ignore_eos, logprobs
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            logprobs,
+            prompt_logprobs,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            min_tokens,
         )
 
 

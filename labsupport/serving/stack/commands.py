@@ -9,9 +9,13 @@ from typing import Annotated
 import typer
 
 from labsupport.serving.options import (
+    AllowedHosts,
     ApiKeyFile,
+    CorsOrigin,
     DrainSeconds,
     Host,
+    KeysEverywhere,
+    MaxConnections,
     MaxModelLen,
     MaxNumSeqs,
     Model,
@@ -91,6 +95,10 @@ def api(
     max_in_flight: MaxInFlight = 96,
     max_model_len: MaxModelLen = None,
     api_key_file: ApiKeyFile = None,
+    keys_everywhere: KeysEverywhere = False,
+    allowed_hosts: AllowedHosts = None,
+    cors_origin: CorsOrigin = None,
+    max_connections: MaxConnections = 1000,
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """Run an API server: OpenAI's API in front of the queue. It has no engine."""
@@ -98,7 +106,9 @@ def api(
 
     with errors_as_one_line():
         from labsupport.lm import load_lm
+        from labsupport.serving.access import default_hosts
         from labsupport.serving.api import create_app
+        from labsupport.serving.connection import Limits
         from labsupport.serving.keys import read_keys
         from labsupport.serving.logs import configure_logs
         from labsupport.serving.server import run
@@ -110,9 +120,17 @@ def api(
         tokenizer, name, longest = lm.tokenizer, lm.name, lm.model.config.max_positions
         del lm  # only the workers need its weights
         backend = RedisBackend(RequestQueue(redis_url), tokenizer, name, max_model_len or longest, max_in_flight)
+        limits = Limits(connections=max_connections)
         configure_logs()
-        app = create_app(backend, api_keys=keys, drain_seconds=drain_seconds)
-        run(app, host, port, drain_seconds, lambda url: typer.echo(f"serving {name} at {url}/v1"))
+        app = create_app(
+            backend,
+            api_keys=keys,
+            drain_seconds=drain_seconds,
+            keys_everywhere=keys_everywhere,
+            allowed_hosts=default_hosts(host) if allowed_hosts is None else allowed_hosts,
+            cors_origins=cors_origin or (),
+        )
+        run(app, host, port, drain_seconds, lambda url: typer.echo(f"serving {name} at {url}/v1"), limits)
 
 
 @stack.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from labsupport.inference.request import RequestOutput, RequestTimes
@@ -29,6 +30,8 @@ def make_reply(job: Job, output: RequestOutput, sent: RequestOutput | None) -> d
     }  # fmt: skip
     if output.logprobs is not None:
         reply["logprobs"] = [list(each.items()) for each in output.logprobs[at:]]
+    if output.prompt_logprobs is not None and not at and (output.token_ids or output.finished):
+        reply["prompt_logprobs"] = [each and list(each.items()) for each in output.prompt_logprobs]
     offset = time.time() - time.monotonic()  # the monotonic clocks of two machines have nothing in common
     for name in ("first_scheduled", "first_token", "finished"):
         value = getattr(output.times, name)
@@ -52,6 +55,7 @@ class ReplyStream:
         self._tokens: list[int] = []
         self._text = ""
         self._logprobs: list[dict[int, float]] = []
+        self._prompt_logprobs: list[dict[int, float] | None] | None = None
         self._cached = 0
         self._reason: Any = None
         self._times = RequestTimes()
@@ -72,7 +76,7 @@ class ReplyStream:
         logprobs = None if self.job.params.logprobs is None else self._logprobs.copy()
         return RequestOutput(
             self.job.request_id, self.job.prompt, self._text, self._tokens.copy(), self._reason, logprobs,
-            self._cached, self._times,
+            self._cached, self._times, self._prompt_logprobs,
         )  # fmt: skip
 
     def put(self, reply: dict[str, Any]) -> None:
@@ -92,8 +96,10 @@ class ReplyStream:
             self.fail(GenerationFailed("a second try gave another text than the first"))
             return
         if "logprobs" in reply:
-            new = [{int(token): value for token, value in each} for each in reply["logprobs"]]
+            new = [_by_token(each) for each in reply["logprobs"]]
             self._logprobs = [*self._logprobs[: reply["at"]], *new]
+        if "prompt_logprobs" in reply:
+            self._prompt_logprobs = [each and _by_token(each) for each in reply["prompt_logprobs"]]
         self._cached = max(self._cached, reply["cached"])
         self._note_times(reply)
         if reply["reason"] is not None:
@@ -132,3 +138,7 @@ def _joined(have: Any, at: int, new: Any, shown: int) -> Any:
     if at + first < shown:
         raise _Differs
     return have[: at + first] + new[first:]
+
+
+def _by_token(pairs: Sequence[Sequence[Any]]) -> dict[int, float]:
+    return {int(token): value for token, value in pairs}
