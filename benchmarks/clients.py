@@ -1,7 +1,7 @@
 """Real client programs against the server, feature by feature: ``python benchmarks/clients.py``; see ``--help``.
 
-Each cell of the table is "works", "refused" (with the right words, where the server lacks the feature), "FAILED", or "not
-installed". The programs are no dependencies of the course; in an environment beside it:
+Each cell of the table is "works", "refused" (with the right words, where the server lacks the feature), "FAILED", or
+"not installed". The programs are no dependencies of the course; in an environment beside it:
 
     pip install openai litellm langchain-openai llama-index-llms-openai instructor "lm-eval[api,hf]" guidellm
 
@@ -319,7 +319,10 @@ def lm_eval_scores(url: str, folder: Path) -> str:
         scores.append((results["held_out"]["byte_perplexity,none"], results["next_line"]["acc,none"]))
     (perplexity, accuracy), (theirs, their_accuracy) = scores
     assert abs(perplexity / theirs - 1) < 1e-4 and accuracy == their_accuracy, scores
-    return f"works: perplexity of a byte {perplexity:.5f} (hf {theirs:.5f}), accuracy {accuracy:.3f} (hf {their_accuracy:.3f})"
+    scores_of = (
+        f"perplexity of a byte {perplexity:.5f} (hf {theirs:.5f}), accuracy {accuracy:.3f} (hf {their_accuracy:.3f})"
+    )
+    return f"works: {scores_of}"
 
 
 def write_tasks(folder: Path) -> Path:

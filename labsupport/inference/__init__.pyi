@@ -3,10 +3,11 @@ from .detokenize import Detokenizer, TextStream
 from .engine import LLMEngine
 from .memory import block_bytes, blocks_that_fit
 from .packed import PackedBatch
+from .plan import Plan, Scheduled
 from .request import Request, RequestOutput, RequestStatus, RequestTimes
 from .runner import ModelRunner
 from .sampling import SamplingParams, sample_tokens, token_logprobs
-from .scheduler import Plan, Scheduled, Scheduler
+from .scheduler import Scheduler
 from .simulate import affine_cost, compare
 from .stats import EngineStats
 from .timeline import Phase, RequestResult, Simulation, Step

@@ -56,7 +56,7 @@ def _adjust(
     if output and (params.presence_penalty or params.frequency_penalty):
         said, times = torch.tensor(output, device=logits.device).unique(return_counts=True)
         logits[said] -= params.presence_penalty + params.frequency_penalty * times
-    for token, bias in params.logit_bias or ():
+    for token, bias in params.biases:
         logits[token] += bias
     possible = [token for token in endings if 0 <= token < len(logits)]
     if len(output) < params.min_tokens and possible:

@@ -199,7 +199,7 @@ def check_prompt(token_ids: list[int], params: SamplingParams, vocab_size: int, 
         raise ValueError(
             f"prompt must hold tokens of 0..{vocab_size - 1}; got values from {min(token_ids)} to {max(token_ids)}"
         )
-    unknown = [token for token, _ in params.logit_bias or () if token >= vocab_size]
+    unknown = [token for token, _ in params.biases if token >= vocab_size]
     if unknown:
         raise ValueError(f"logit_bias must name tokens of 0..{vocab_size - 1}; got {unknown[0]}")
     if len(token_ids) + params.max_tokens > max_model_len:

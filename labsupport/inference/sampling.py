@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -92,6 +93,11 @@ class SamplingParams:
         """Whether penalties.py changes the logits of a request that has so many new tokens."""
         spoken = num_output_tokens > 0 and bool(self.presence_penalty or self.frequency_penalty)
         return spoken or self.repetition_penalty != 1 or bool(self.logit_bias) or num_output_tokens < self.min_tokens
+
+    @property
+    def biases(self) -> Sequence[tuple[int, float]]:
+        """``logit_bias`` as it is kept."""
+        return cast(Sequence[tuple[int, float]], self.logit_bias or ())
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

@@ -56,8 +56,8 @@ def test_the_engine_uses_them(engine: LLMEngine) -> None:
     assert generate(engine, logit_bias={first: -100.0}).token_ids[0] != first
     assert set(generate(engine, logit_bias={65: 100.0}).token_ids) == {65}
     repeated = len(plain.token_ids) - len(set(plain.token_ids))
-    for field in ("presence_penalty", "frequency_penalty"):
-        told = generate(engine, **{field: 2.0}).token_ids
+    for penalty in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}):
+        told = generate(engine, **penalty).token_ids  # type: ignore[arg-type]
         assert len(told) - len(set(told)) < repeated
     told = generate(engine, repetition_penalty=1.3, logprobs=0)
     assert told.token_ids != plain.token_ids
@@ -113,6 +113,7 @@ def test_preempted_requests_keep_their_scores(engine: LLMEngine) -> None:
     assert small.scheduler.num_preemptions > 0
     for prompt, output in zip(prompts, together, strict=True):
         alone = engine.generate([prompt], params)[0].prompt_logprobs
+        assert output.prompt_logprobs is not None and alone is not None
         assert len(output.prompt_logprobs) == len(prompt)
         for ours, theirs in zip(output.prompt_logprobs[1:], alone[1:], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)

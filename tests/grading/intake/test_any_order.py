@@ -23,7 +23,7 @@ SCRIPTS = ("राम", "रिम", "रुम", "กา", "กี", "José", "
            "Νίκος", "ΝΊΚΟΣ", "می\u200cرا", "میرا", "İpek", "ipek", "Ipek", "a%41", "aA", "CON", "con.txt", "~",
            "x" * 120, "ก" * 80, "Ann Lee", "ann  lee", "ann_lee", "🦊", "👩‍🔬", "-rf", "=1+1", ".x", "a.",
            "a")  # fmt: skip
-anything = st.text(st.characters(exclude_characters="/\\\0:", exclude_categories=("Cs",)), min_size=1, max_size=12)
+anything = st.text(st.characters(exclude_characters="/\\\0:", exclude_categories=["Cs"]), min_size=1, max_size=12)
 names = (st.sampled_from(SCRIPTS) | anything).filter(
     lambda name: (
         name_key(name).strip(" .")

@@ -70,7 +70,7 @@ def tar(files: dict[str, str]) -> bytes:
 
 
 def make(case: dict[str, Any], place: Path) -> dict[str, Path]:
-    sources = {}
+    sources: dict[str, Path] = {}
     place.mkdir()
     for kind in ("folder", "zip", "zip2", "tar"):
         if kind not in case:
