@@ -103,6 +103,8 @@ class Worker:
             return
         if time.monotonic() >= self._claims_from:
             await self._claim()
+        if self._stopping.is_set():  # meanwhile
+            return
         room = self.capacity - len(self.runs)
         if room <= 0 or self.runs.alone or (self._suspects and self.runs):
             self.runs.freed.clear()
