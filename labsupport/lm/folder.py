@@ -5,20 +5,21 @@ and ``tokenizer.json``. ``labsupport.json`` beside them, where we wrote the fold
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from labsupport.files import replacing, write_atomically
 from labsupport.lm.config_file import config_to_hugging_face, read_config
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+from labsupport.lm.weights_file import as_dtype, load_into, read_weights
 
 
 @dataclass
@@ -30,6 +31,7 @@ class LanguageModel:
     name: str
     source: str
     precision: str
+    folder: Path | None = None  # where it was read from
 
     def __str__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -38,35 +40,83 @@ class LanguageModel:
         return f"{self.name}: {count}; from {self.source}; stored as {self.precision}, loaded as {dtype}"
 
 
+# Who reads the layers of a quantized checkpoint. They stand above this folder, so they are imported when needed.
+_READERS = {
+    "labsupport": "labsupport.checkpoints.exact",
+    "compressed-tensors": "labsupport.checkpoints.compressed_tensors",
+    "gptq": "labsupport.checkpoints.gptq",
+    "awq": "labsupport.checkpoints.awq",
+}
+
+
 def load_folder(folder: Path, device: str | torch.device, dtype: torch.dtype) -> LanguageModel:
     record = read_record(folder)
-    config = read_config(folder)
+    config, quantization = read_config(folder), read_quantization(folder)
     weights = read_weights(folder, record)
-    precision = record.get("precision") or str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    if config.tie_embeddings and _has_own_head(weights):
+        config = replace(config, tie_embeddings=False)
     with torch.device("meta"):
         model = Llama(config)
-    weights = {name.removeprefix("model."): value.to(device, dtype) for name, value in weights.items()}
-    if config.tie_embeddings and "embed_tokens.weight" in weights:
+    done: dict[str, nn.Module] = {}
+    precision = record.get("precision")
+    if quantization is not None:
+        reader = importlib.import_module(_READERS[quantization["quant_method"]])
+        done = reader.read_layers(model, weights, quantization)
+        precision = precision or reader.describe(quantization)
+    precision = precision or str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    weights = {name: as_dtype(name, value, device, dtype) for name, value in weights.items()}
+    tied = config.tie_embeddings and "lm_head" not in done
+    if tied and "embed_tokens.weight" in weights:
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"folder {folder.name} does not hold the weights that its config.json describes: {error}"
-        ) from error
-    if config.tie_embeddings:
+    load_into(model, weights, done, folder.name)
+    for name, module in done.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.to(device, dtype))
+    if tied:
         model.lm_head.weight = model.embed_tokens.weight  # assignment made two parameters of the one
     tokenizer = read_tokenizer(folder, record)
     name, source = record.get("name", folder.name), record.get("source", f"folder {folder.name}")
-    return LanguageModel(model.eval(), tokenizer, name, source, precision)
+    return LanguageModel(model.eval(), tokenizer, name, source, precision, folder)
+
+
+def read_quantization(folder: Path) -> dict[str, Any] | None:
+    """``quantization_config`` of config.json.
+
+    Raises:
+        ValueError: it is of a kind that nobody reads here.
+    """
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = given.get("quantization_config") or given.get("compression_config")
+    if not found:
+        return None
+    if found.get("quant_method") not in _READERS:
+        raise ValueError(
+            f"config.json: quantization_config has quant_method {found.get('quant_method')!r}, which cannot be read "
+            f"here; {', '.join(_READERS)} can, and so can the float checkpoint that it was made from"
+        )
+    return found
+
+
+def _has_own_head(weights: dict[str, Tensor]) -> bool:
+    """A head beside the embedding that it is said to be tied to: transformers 5 keeps it, and so do we."""
+    head, embedding = weights.get("lm_head.weight"), weights.get("embed_tokens.weight")
+    if head is None or embedding is None or not head.is_floating_point():
+        return False
+    return head.shape == embedding.shape and not torch.equal(head, embedding)
 
 
 def save_lm(lm: LanguageModel, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a folder that `load_lm` reads; files appear complete or not at all.
 
     Raises:
-        ValueError: the tokenizer is of a kind that this format cannot store.
+        ValueError: the model is quantized (`labsupport.checkpoints.save` writes it), or the tokenizer is of a kind that
+            this format cannot store.
     """
+    quantized = [name for name, module in lm.model.named_modules() if hasattr(module, "dequantize")]
+    if quantized:
+        raise ValueError(
+            f"lm must hold float weights, {quantized[0]} is quantized: labsupport.checkpoints.save(lm, folder) writes it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: (value if dtype is None else value.to(dtype)) for name, value in lm.model.state_dict().items()}
     if lm.model.config.tie_embeddings:
@@ -103,29 +153,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     path = folder / "labsupport.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
-    else:
-        raise ValueError(f"folder must hold model.safetensors; {folder.name} holds neither that nor an index of shards")
-    if "bytes" in record and single.stat().st_size != record["bytes"]:
-        raise ValueError(
-            f"{single.name} in {folder.name} has {single.stat().st_size:,} bytes where {record['bytes']:,} were "
-            f"written: delete the folder and load again"
-        )
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{file.name} in {folder.name} is missing or broken: {error}") from error
-    return weights
 
 
 def read_tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:

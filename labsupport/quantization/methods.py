@@ -22,6 +22,7 @@ from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
 from labsupport.quantization.fold import fold, source_name
 from labsupport.quantization.gptq import gptq_quantize
+from labsupport.quantization.layers.choice import linear_for
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.layers.int4_weight import Int4WeightLinear
 from labsupport.quantization.layers.int8_weight import Int8WeightLinear
@@ -54,7 +55,7 @@ def _rtn(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             weight = rtn_quantize(linear.weight, options.bits, options.group_size, options.symmetric)
-            yield name, _packed(weight, linear), _error(sample, linear, weight.dequantize())
+            yield name, linear_for(weight, linear.bias), _error(sample, linear, weight.dequantize())
 
 
 def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
@@ -73,7 +74,7 @@ def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Rep
         for name, linear, (weight, dequantized) in zip(stage.full_names, linears, parts, strict=True):
             error = _error(sample, linear, dequantized)
             linear.weight.copy_(dequantized)  # so that later stages compensate for it
-            yield name, _packed(weight, linear), error
+            yield name, linear_for(weight, linear.bias), error
 
 
 def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
@@ -102,7 +103,7 @@ def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
             linear.weight.copy_(dequantized)
         if "mlp.down_proj" in stage.names:
             for name, (weight, linear, error) in done.items():
-                yield name, _packed(weight, linear), error
+                yield name, linear_for(weight, linear.bias), error
             done.clear()
 
 
@@ -135,14 +136,7 @@ def _values_are_shared(stage: Stage) -> bool:
     return "self_attn.o_proj" in stage.names and attention.num_kv_heads != attention.num_heads
 
 
-def _packed(weight: QuantizedWeight, linear: nn.Linear) -> nn.Module:
-    """The module with the fastest kernel for this weight."""
-    if weight.bits == 4:
-        return Int4WeightLinear(weight, linear.bias)
-    if weight.bits == 8 and weight.scale.shape[1] == 1 and (weight.zero_point == 128).all():
-        signed = (weight.codes().to(torch.int16) - 128).to(torch.int8)
-        return Int8WeightLinear(signed, weight.scale.float().squeeze(1), linear.bias)
-    return QuantizedLinear(weight, linear.bias)
+
 
 
 def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> float:
