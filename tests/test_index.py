@@ -25,6 +25,7 @@ PARTS = {
     "quantization/model.py": "quantization/gptq.py",  # this and every other method, on a whole model
     "quantization/layers/int4_weight.py": "quantization/fast/int4.py",
     "quantization/layers/int8_weight.py": "quantization/fast/int8_weight.py",
+    "lm/rope.py": "lm/model.py",
     "pruning/model.py": "pruning/wanda.py",  # this and every other method, on a whole model
     "pruning/budgets.py": "pruning/iterative.py",
     "pruning/pruner.py": "pruning/iterative.py",
@@ -35,6 +36,8 @@ PARTS = {
     "kvcache/batch.py": "kvcache/attention.py",
     "kvcache/grouped.py": "kvcache/gqa.py",
     "inference/memory.py": "inference/engine.py",
+    "inference/penalties.py": "inference/sampling.py",
+    "inference/plan.py": "inference/scheduler.py",
     "inference/request.py": "inference/engine.py",
     "inference/runner.py": "inference/engine.py",
     "inference/stats.py": "inference/engine.py",

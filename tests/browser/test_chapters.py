@@ -17,7 +17,7 @@ import pytest
 
 from labsupport.grading.intake.cell_code import defined_names, used_names
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # test_live.py has the quick ones
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -39,7 +39,7 @@ def cells_for_pictures(notebook: nbformat.NotebookNode) -> list[nbformat.Noteboo
 
 @pytest.fixture(
     scope="module",
-    params=[NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])],
+    params=NOTEBOOKS,
     ids=lambda path: path.stem,
 )
 def chapter(request, notebook_page, lab):
