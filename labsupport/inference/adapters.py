@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,7 +116,7 @@ class LlamaCpp(Adapter):
     kind: ClassVar[str] = "Q4_0"
 
     def __init__(self, lm: LanguageModel, batch_size: int = 16, threads: int = 1, max_length: int = 1024) -> None:
-        from labsupport.inference.gguf_export import write_gguf
+        write_gguf = import_module("labsupport.checkpoints").write_gguf  # which stands above this folder
 
         self.tokenizer, self.batch_size = lm.tokenizer, batch_size
         with tempfile.TemporaryDirectory() as folder:

@@ -115,7 +115,7 @@ def save_lm(lm: LanguageModel, folder: Path, dtype: torch.dtype | None = None) -
     quantized = [name for name, module in lm.model.named_modules() if hasattr(module, "dequantize")]
     if quantized:
         raise ValueError(
-            f"lm must hold float weights, {quantized[0]} is quantized: labsupport.checkpoints.save(lm, folder) writes it"
+            f"lm must hold float weights, {quantized[0]} is quantized: labsupport.checkpoints.save writes such models"
         )
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: (value if dtype is None else value.to(dtype)) for name, value in lm.model.state_dict().items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _RECOMPUTED = ("rotary_emb.inv_freq",)  # old checkpoints store what config.json says
 
 
-def read_weights(folder: Path, record: Mapping[str, Any] = {}) -> dict[str, Tensor]:  # noqa: B006
+def read_weights(folder: Path, record: Mapping[str, Any] = {}) -> dict[str, Tensor]:
     """All tensors, without the prefix ``model.``.
 
     Raises:
@@ -53,8 +53,8 @@ def _nothing_to_read(folder: Path) -> str:
         )
     if any(name.startswith("pytorch_model") for name in names):
         return (
-            f"{folder.name} holds pytorch_model.bin, which can run code when it is read: convert it to safetensors, with "
-            f"transformers' AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            f"{folder.name} holds pytorch_model.bin, which can run code when it is read: convert it to safetensors, "
+            f"with transformers' AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     if any(name.endswith(".gguf") for name in names):
         return f"{folder.name} holds a GGUF file, which llama.cpp reads: the folder must hold model.safetensors"

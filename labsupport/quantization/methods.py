@@ -24,9 +24,6 @@ from labsupport.quantization.fold import fold, source_name
 from labsupport.quantization.gptq import gptq_quantize
 from labsupport.quantization.layers.choice import linear_for
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
-from labsupport.quantization.layers.int4_weight import Int4WeightLinear
-from labsupport.quantization.layers.int8_weight import Int8WeightLinear
-from labsupport.quantization.layers.packed import QuantizedLinear
 from labsupport.quantization.layers.static import StaticQuantizedLinear
 from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size
 from labsupport.quantization.rtn import rtn_quantize
@@ -134,9 +131,6 @@ def _values_are_shared(stage: Stage) -> bool:
     """Grouped-query attention: a row of v_proj feeds several channels of o_proj, which would need one scale each."""
     attention = stage.layer.self_attn
     return "self_attn.o_proj" in stage.names and attention.num_kv_heads != attention.num_heads
-
-
-
 
 
 def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from labsupport.checkpoints import write_gguf
 from labsupport.inference import adapters
 from labsupport.inference.adapters import ADAPTERS, LlamaCpp, LlamaCppFloat, OurEngine, TransformersStatic, Vllm
-from labsupport.inference.gguf_export import write_gguf
 from labsupport.lm import LanguageModel, corpus, load_lm
 
 COUNTS = [5, 1, 12, 8, 3]

@@ -208,7 +208,7 @@ def test_theta_in_rope_parameters_wins_over_a_stale_one() -> None:
 
 
 def test_gguf_is_refused_where_it_would_be_another_model(lm: LanguageModel, tmp_path: Path) -> None:
-    from labsupport.inference.gguf_export import write_gguf
+    from labsupport.checkpoints import write_gguf
     from labsupport.lm.tokenizer import BpeTokenizer
 
     own = dataclasses.replace(lm, tokenizer=BpeTokenizer.__new__(BpeTokenizer))

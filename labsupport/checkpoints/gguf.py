@@ -1,0 +1,158 @@
+"""Format ``gguf``: one file for llama.cpp, LM Studio, Ollama and OpenVINO GenAI.
+
+Weights lie in blocks of 32. A grid of 4 bits or fewer in groups of a multiple of 32 is a llama.cpp format already, so
+it is written as it is, not rounded again: symmetric ones as Q4_0 (scale d, value d (q - 8)), others as Q4_1 (scale d
+and minimum m, value d q + m, with m = -d · zero point rounded to float16); symmetric ones of 5 to 8 bits as Q8_0. Float
+weights are rounded by the `gguf` package to ``kind``. Norms, biases and rope factors are float32.
+
+gguf_metadata.py writes sizes and vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from torch import Tensor, nn
+
+from labsupport.checkpoints.gguf_metadata import architecture, write_metadata
+from labsupport.checkpoints.layers import integer_layers, weights_of
+from labsupport.files import replacing
+from labsupport.lm import LanguageModel, Llama
+from labsupport.lm.rope import RopeScaling, rotary_frequencies
+from labsupport.quantization.qweight import QuantizedWeight
+
+KINDS = {"F32": Kind.F32, "F16": Kind.F16, "Q8_0": Kind.Q8_0, "Q4_0": Kind.Q4_0, "Q4_1": Kind.Q4_1}
+BLOCK = 32
+_PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
+    """Write ``lm`` to ``path``; float matrices are stored as ``kind``, quantized layers as they are.
+
+    As `llama-quantize` does by default, embedding and head are stored in 8 bits beside 4-bit layers.
+
+    Raises:
+        ValueError: ``kind`` is unknown; llama.cpp does not compute this model, or cannot split text as its tokenizer
+            does; a quantized layer has no form in GGUF. Nothing is written.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    quantized = {name: stored(name, weight) for name, _, weight in weights_of(lm.model, "gguf")}
+    name = architecture(lm.model.config)
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, name)
+        write_metadata(writer, lm, kind if not quantized else "Q4_1")
+        for part, module in _parts(lm.model):
+            turned = name in ("llama", "smollm3", "granite") and part.endswith(("attn_q.weight", "attn_k.weight"))
+            head_dim = lm.model.config.head_dim if turned else None
+            if isinstance(module, str):
+                blocks, wanted = quantized[module]
+                writer.add_tensor(part, _interleaved(blocks, head_dim).numpy(), raw_dtype=wanted)
+                continue
+            array = _interleaved(module.detach().float().cpu(), head_dim).contiguous().numpy()
+            wanted = _kind_of(part, array.shape, KINDS["Q8_0"] if quantized and kind.startswith("Q") else KINDS[kind])
+            writer.add_tensor(part, gguf.quantize(array, wanted), raw_dtype=wanted)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _kind_of(part: str, shape: tuple[int, ...], wanted: Kind) -> Kind:
+    if len(shape) == 1 or shape[-1] % BLOCK:
+        return Kind.F32 if len(shape) == 1 else Kind.F16
+    if wanted in (Kind.Q4_0, Kind.Q4_1) and part in ("token_embd.weight", "output.weight"):
+        return Kind.Q8_0
+    return wanted
+
+
+def _parts(model: Llama) -> Iterator[tuple[str, Tensor | str]]:
+    """llama.cpp's name of each tensor, and the tensor; of a quantized layer its name."""
+    config, integers = model.config, integer_layers(model)
+    yield "token_embd.weight", model.embed_tokens.weight
+    yield "output_norm.weight", model.norm.weight
+    if not config.tie_embeddings:
+        yield "output.weight", model.lm_head.weight
+    if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+        yield "rope_freqs.weight", rope_factors(config.head_dim or 0, config.rope_theta, config.rope_scaling)
+    for index, layer in enumerate(model.layers):
+        for ours, theirs in _PARTS.items():
+            module = _submodule(layer, ours)
+            if module is None:
+                continue
+            name = f"layers.{index}.{ours}"
+            yield f"blk.{index}.{theirs}.weight", name if name in integers else module.weight  # type: ignore[misc]
+            if isinstance(getattr(module, "bias", None), Tensor):
+                yield f"blk.{index}.{theirs}.bias", module.bias  # type: ignore[misc]
+
+
+def _submodule(layer: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return layer.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def rope_factors(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+    """By how much Llama 3.1 slows each pair of a head down: llama.cpp divides the frequencies by it."""
+    return rotary_frequencies(head_dim, theta) / rotary_frequencies(head_dim, theta, scaling)
+
+
+def _interleaved(rows: Tensor, head_dim: int | None) -> Tensor:
+    """The rows of each head in llama.cpp's order: the pairs of `rotate`, half a head apart, become neighbours."""
+    if head_dim is None:
+        return rows
+    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(rows.shape)
+
+
+def stored(name: str, weight: QuantizedWeight) -> tuple[Tensor, Kind]:
+    """The bytes of a layer's rows, uint8 [out, bytes], and their kind.
+
+    Raises:
+        ValueError: the grid has no form in GGUF.
+    """
+    bits, half = weight.bits, 2 ** (weight.bits - 1)
+    if weight.group_index is not None:
+        raise ValueError(f"format gguf has no order of columns for {name}: give static_groups=True with act_order=True")
+    if weight.group_size % BLOCK:
+        raise ValueError(f"format gguf needs groups of a multiple of {BLOCK}; {name} has {weight.group_size}")
+    symmetric = bool((weight.zero_point == half).all())
+    if bits > 4 and not symmetric:
+        raise ValueError(f"format gguf holds {bits} bits with symmetric grids only: give symmetric=True; {name} is not")
+    codes = weight.codes().unflatten(1, (-1, BLOCK))
+    every = weight.group_size // BLOCK  # blocks that share a scale
+    scale = weight.scale.half().repeat_interleave(every, dim=1)[:, : codes.shape[1], None]
+    if bits > 4:
+        signed = (codes.to(torch.int16) - half).to(torch.int8)
+        return torch.cat([_bytes(scale), _bytes(signed)], dim=-1).flatten(1), Kind.Q8_0
+    if bits == 4 and symmetric:
+        return torch.cat([_bytes(scale), _nibbles(codes)], dim=-1).flatten(1), Kind.Q4_0
+    lowest = (-weight.scale.float() * weight.zero_point).half().repeat_interleave(every, dim=1)
+    lowest = lowest[:, : codes.shape[1], None]
+    return torch.cat([_bytes(scale), _bytes(lowest), _nibbles(codes)], dim=-1).flatten(1), Kind.Q4_1
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values.cpu().numpy()).view(np.uint8))
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """Codes j and j + 16 of a block share a byte."""
+    return codes[..., : BLOCK // 2] | (codes[..., BLOCK // 2 :] << 4)

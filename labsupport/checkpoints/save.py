@@ -1,0 +1,103 @@
+"""``save``: a model as a folder, in the format of the program that is to read it. One format a file beside this one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from labsupport.checkpoints import awq, compressed_tensors, exact, gguf, gptq, hugging_face
+from labsupport.checkpoints.card import model_card
+from labsupport.checkpoints.companions import config_json, write_companions
+from labsupport.checkpoints.layers import integer_layers
+from labsupport.files import replacing_folder
+from labsupport.lm import LanguageModel
+from labsupport.lm.folder import sha256, write_json
+from labsupport.lm.tokenizer import ByteTokenizer
+
+_TENSORS: dict[str, ModuleType] = {
+    "labsupport": exact,
+    "huggingface": hugging_face,
+    "compressed-tensors": compressed_tensors,
+    "gptq": gptq,
+    "awq": awq,
+}
+FORMATS = (*_TENSORS, "gguf")
+# Their scales are float16 numbers: a bfloat16 model would round them when it is loaded.
+_HALF = ("compressed-tensors", "gptq", "awq")
+
+
+def save(
+    lm: LanguageModel,
+    folder: Path | str,
+    format: str = "labsupport",
+    dtype: torch.dtype | None = None,
+    kind: str | None = None,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write ``lm`` as a checkpoint; the folder appears complete or not at all.
+
+    Args:
+        folder: must not exist yet, or be empty.
+        format: labsupport (any result, bit for bit), huggingface (float), compressed-tensors, gptq, awq, gguf.
+        dtype: of all weights that stay float. None: as they are; float16 in compressed-tensors, gptq and awq.
+        kind: gguf only, of float matrices: F32, F16, Q8_0, Q4_0 or Q4_1. None: Q8_0.
+        about: what the model card and labsupport.json say besides: method, perplexity before and after, ...
+
+    Raises:
+        ValueError: the format is unknown or cannot hold this model; the message names the option that helps.
+        FileExistsError: ``folder`` holds something.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
+    if kind is not None and format != "gguf":
+        raise ValueError(f"kind is for format gguf; got {kind!r} and format {format}")
+    with replacing_folder(folder) as temporary:
+        if format == "gguf":
+            gguf.write_gguf(lm, temporary / "model.gguf", kind or "Q8_0")
+        else:
+            _write_safetensors(lm, temporary, format, dtype, about or {})
+            write_companions(lm, temporary)
+        card = model_card(lm, Path(folder).name, format, about or {})
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_safetensors(
+    lm: LanguageModel, folder: Path, format: str, dtype: torch.dtype | None, about: dict[str, Any]
+) -> None:
+    own = torch.float16 if dtype is None and format in _HALF else dtype
+    tensors, quantization = _TENSORS[format].tensors(lm.model, own)
+    config, separate = lm.model.config, "lm_head.weight" in tensors and format != "labsupport"
+    if separate:
+        config = replace(config, tie_embeddings=False)
+    written = config_json(lm, config)
+    floats = own or lm.model.embed_tokens.weight.dtype
+    written |= {"dtype": str(floats).removeprefix("torch."), "torch_dtype": str(floats).removeprefix("torch.")}
+    if quantization:
+        written["quantization_config"] = quantization
+    weights = folder / "model.safetensors"
+    save_file(_each_its_own(tensors), weights, metadata={"format": "pt"})
+    weights.chmod((folder.stat().st_mode & 0o666) or 0o644)  # safetensors writes for the owner alone
+    write_json(folder / "config.json", written)
+    record: dict[str, Any] = {"name": lm.name, "source": lm.source} | about
+    if not integer_layers(lm.model):
+        record["precision"] = lm.precision if dtype is None else str(dtype).removeprefix("torch.")
+    if isinstance(lm.tokenizer, ByteTokenizer):
+        record["tokenizer"] = "bytes"
+    write_json(folder / "labsupport.json", record | {"sha256": sha256(weights), "bytes": weights.stat().st_size})
+
+
+def _each_its_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that share a Hessian share one order of columns, and safetensors writes no memory twice."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        found[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return found
