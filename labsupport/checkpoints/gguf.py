@@ -60,7 +60,7 @@ def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
         writer = gguf.GGUFWriter(temporary, name)
         write_metadata(writer, lm, kind if not quantized else "Q4_1")
         for part, module in _parts(lm.model):
-            turned = name in ("llama", "smollm3", "granite") and part.endswith(("attn_q.weight", "attn_k.weight"))
+            turned = name in ("llama", "smollm3", "granite") and part.split(".")[-2] in ("attn_q", "attn_k")
             head_dim = lm.model.config.head_dim if turned else None
             if isinstance(module, str):
                 blocks, wanted = quantized[module]
