@@ -1,4 +1,17 @@
-from . import checks, distillation, grading, inference, kvcache, lm, numerics, pruning, quantization, serving, widgets
+from . import (
+    checkpoints,
+    checks,
+    distillation,
+    grading,
+    inference,
+    kvcache,
+    lm,
+    numerics,
+    pruning,
+    quantization,
+    serving,
+    widgets,
+)
 
 COURSE_URL: str
 __version__: str
@@ -6,6 +19,7 @@ __version__: str
 __all__ = [
     "COURSE_URL",
     "__version__",
+    "checkpoints",
     "checks",
     "distillation",
     "grading",

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from labsupport import __version__
+from labsupport.checkpoints import commands as checkpoints_commands
 from labsupport.console import errors_as_one_line
-from labsupport.files import replacing_folder
 from labsupport.grading import commands as grading_commands
 from labsupport.serving import commands as serving_commands
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from labsupport.lm import LanguageModel
 
 app = typer.Typer(
     help="Make large language models smaller and faster: the commands of the course.",
@@ -29,14 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class Method(StrEnum):
-    rtn = "rtn"
-    gptq = "gptq"
-    awq = "awq"
-    int8_dynamic = "int8_dynamic"
-    int8_static = "int8_static"
 
 
 def main() -> None:
@@ -76,49 +61,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 
 
 @app.command()
-def compress(
-    model: Annotated[str, typer.Argument(help="tiny, smollm2-135m, or a folder with a Hugging Face Llama.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")],
-    method: Annotated[Method, typer.Option(help="The algorithm.")] = Method.gptq,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits per weight.")] = 4,
-    group_size: Annotated[int, typer.Option(min=1, help="Weights that share a scale.")] = 64,
-    calibration: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text file; default: the course's calibration text.")
-    ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 16,
-    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per calibration sequence.")] = 512,
-    evaluate: Annotated[bool, typer.Option(help="Measure the perplexity before and after.")] = False,
-) -> None:
-    """Compress a model and write its integers and scales as safetensors, with a JSON report."""
-    with errors_as_one_line():
-        if out.exists():
-            raise ValueError(f"--out must be a folder that does not exist yet; {out} exists")
-        from labsupport.lm import ModelNotAvailable, corpus, load_lm
-        from labsupport.quantization import quantize_model
-
-        text = corpus("calibration") if calibration is None else calibration.read_text(encoding="utf-8")
-        try:
-            lm = load_lm(model)
-        except ModelNotAvailable as error:
-            raise ValueError(str(error)) from error
-        typer.echo(str(lm))
-        windows = _windows(lm, text, sequences, seq_len)
-        small = quantize_model(lm.model, windows, method=method.value, bits=bits, group_size=group_size)
-        report: Any = small.quantization_report
-        record: dict[str, Any] = {"labsupport": __version__, "model": lm.name, "source": lm.source}
-        record |= {"method": method.value, "bits": report.bits, "group_size": group_size}
-        record |= {"calibration": {"sequences": len(windows), "seq_len": seq_len}}
-        record |= {"report": {"bits_per_weight": report.bits_per_weight, **asdict(report)}}
-        if evaluate:
-            record["perplexity"] = _perplexities(lm, small, seq_len)
-        save_compressed(small, record, out)
-        typer.echo(str(report))
-        if evaluate:
-            typer.echo("perplexity {before:.3f} -> {after:.3f}".format(**record["perplexity"]))
-        typer.echo(f"written to {out}")
-
-
-@app.command()
 def train(
     out: Annotated[Path | None, typer.Option(help="Folder for the weights; default: the package's own.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 1000,
@@ -146,42 +88,7 @@ def release(
         raise typer.Exit(1 if check and not outcome.in_step else 0)
 
 
-def save_compressed(model: nn.Module, record: dict[str, Any], folder: Path) -> None:
-    """Write ``model.safetensors`` and ``compression.json``; the folder appears complete or not at all."""
-    from safetensors.torch import save_file
-
-    with replacing_folder(folder) as temporary:
-        save_file(_without_ties(model.state_dict()), temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "compression.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One name per tensor: safetensors refuses tensors that share memory, as a tied embedding and head do."""
-    kept: dict[int, str] = {}
-    for name, tensor in state.items():
-        if tensor.numel():
-            kept.setdefault(tensor.data_ptr(), name)
-    return {name: tensor.contiguous() for name, tensor in state.items() if kept.get(tensor.data_ptr(), name) == name}
-
-
-def _windows(lm: LanguageModel, text: str, sequences: int, seq_len: int) -> list[Tensor]:
-    import torch
-
-    tokens = torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64)
-    if len(tokens) < seq_len:
-        raise ValueError(f"--calibration must hold at least --seq-len = {seq_len} tokens, it holds {len(tokens)}")
-    return [window for window in tokens.split(seq_len)[:sequences] if len(window) == seq_len]
-
-
-def _perplexities(lm: LanguageModel, small: nn.Module, seq_len: int, windows: int = 8) -> dict[str, float]:
-    import torch
-
-    from labsupport.lm import corpus, perplexity
-
-    tokens = torch.tensor(lm.tokenizer.encode(corpus("evaluation")), dtype=torch.int64)[: windows * seq_len]
-    return {"before": perplexity(lm.model, tokens, seq_len), "after": perplexity(small, tokens, seq_len)}
-
-
+checkpoints_commands.register(app)
 grading_commands.register(app)
 serving_commands.register(app)
 

@@ -9,13 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
 from typer.testing import CliRunner
 
-from labsupport import __version__, cli, doctor
+from labsupport import __version__, doctor
 from labsupport.cli import app
-from labsupport.lm import Llama, corpus, load_lm, perplexity
+from labsupport.lm import load_lm
 from labsupport.quantization import quantize_model
 
 runner = CliRunner()
@@ -29,22 +27,12 @@ def invoke(*arguments: object, code: int = 0) -> str:
     return outcome.output
 
 
-class Tied(nn.Module):
-    """An embedding and a head that are one tensor, and a buffer of integers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.head = nn.Linear(4, 6, bias=False)
-        self.head.weight = self.embed.weight
-        self.register_buffer("codes", torch.arange(10, dtype=torch.uint8))
-        self.register_buffer("empty", torch.zeros(0))
-        self.register_buffer("nothing", torch.zeros(0))
-
-
 def test_help_lists_the_commands_that_exist() -> None:
     output = invoke("--help")
-    every = "doctor compress train release collect grade check progress override export serve loadtest stack"
+    every = (
+        "doctor compress prune distil convert perplexity train release collect grade check progress override export "
+        "serve loadtest stack"
+    )
     for command in every.split():
         assert f"\n  {command}" in output
         assert len(invoke(command, "--help").splitlines()) > 5
@@ -91,32 +79,46 @@ def test_a_terminal_that_lacks_a_character_is_no_reason_to_crash() -> None:
     assert rb"Users\\u03c0" in outcome.stdout
 
 
-def test_compress_writes_a_smaller_model_and_a_record(tmp_path: Path) -> None:
+def test_compress_writes_a_model_that_is_loaded(tmp_path: Path) -> None:
     out = tmp_path / "small"
     arguments = ("--method", "rtn", "--bits", 4, "--group-size", 32, "--sequences", 2, "--seq-len", 64, "--evaluate")
     output = invoke("compress", "tiny", "--out", out, *arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"small"}
-    record = json.loads((out / "compression.json").read_text(encoding="utf-8"))
-    assert (record["model"], record["method"], record["bits"], record["group_size"]) == ("tiny", "rtn", 4, 32)
+    record = json.loads((out / "labsupport.json").read_text(encoding="utf-8"))
+    assert (record["name"], record["method"], record["bits"], record["group_size"]) == ("tiny", "rtn", 4, 32)
     before, after = record["perplexity"]["before"], record["perplexity"]["after"]
     assert before < after < 1.5 * before
-    assert f"perplexity {before:.3f} -> {after:.3f}" in output
+    assert f"perplexity {before:.3f} -> {after:.3f}" in output and f'load_lm("{out}")' in output
     report = record["report"]
     assert report["bytes_after"] < report["bytes_before"] / 2
-    assert 4 < report["bits_per_weight"] < 6
+    assert 4 < record["bits_per_weight"] < 6
     assert {layer["name"] for layer in report["layers"]} > {"layers.0.self_attn.q_proj", "layers.3.mlp.down_proj"}
 
-    # what was written is the compressed model: it turns an untrained one, quantized the same way, into it
-    weights = load_file(out / "model.safetensors")
-    assert sum(tensor.nbytes for tensor in weights.values()) == report["bytes_after"]
-    lm = load_lm("tiny")
-    torch.manual_seed(0)
-    window = torch.arange(64)
-    loaded = quantize_model(Llama(lm.model.config), [window], "rtn", bits=4, group_size=32, progress=False)
-    missing, unexpected = loaded.load_state_dict(weights, strict=False)
-    assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embedding
-    evaluation = torch.tensor(lm.tokenizer.encode(corpus("evaluation")))[: 8 * 64]
-    assert perplexity(loaded, evaluation, seq_len=64) == pytest.approx(after, rel=1e-5)
+    lm, loaded = load_lm("tiny", verbose=False), load_lm(out, verbose=False)
+    small = quantize_model(lm.model, [torch.arange(64)], "rtn", bits=4, group_size=32, progress=False)
+    assert torch.equal(loaded.model(torch.arange(40)[None]), small(torch.arange(40)[None]))
+    assert f"perplexity {after:.3f}" in invoke("perplexity", out, "--seq-len", 64)
+
+
+def test_a_checkpoint_goes_from_command_to_command(tmp_path: Path) -> None:
+    few = ("--sequences", 1, "--seq-len", 64)
+    for command in (
+        ("prune", "tiny", "--out", tmp_path / "pruned", "--method", "neurons", "--sparsity", 0.25, *few),
+        ("prune", tmp_path / "pruned", "--out", tmp_path / "zeros", "--pattern", "2:4", *few),
+        ("distil", tmp_path / "zeros", "--out", tmp_path / "taught", "--steps", 1),
+        ("compress", tmp_path / "taught", "--out", tmp_path / "small", "--group-size", 32, *few),
+        ("convert", tmp_path / "small", "--out", tmp_path / "awq", "--format", "awq", "--dtype", "float32"),
+        ("convert", tmp_path / "awq", "--out", tmp_path / "gguf", "--format", "gguf"),
+    ):
+        assert f"written to {command[3]}" in invoke(*command)
+    neurons = {
+        name: load_lm(tmp_path / name, verbose=False).model.config.intermediate_size for name in ("pruned", "taught")
+    }
+    assert neurons["taught"] < neurons["pruned"] < load_lm("tiny", verbose=False).model.config.intermediate_size
+    tokens = torch.arange(30)[None]
+    small, awq = (load_lm(tmp_path / name, verbose=False).model for name in ("small", "awq"))
+    assert torch.equal(small(tokens), awq(tokens))
+    assert (tmp_path / "gguf" / "model.gguf").is_file()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,11 @@ def test_compress_writes_a_smaller_model_and_a_record(tmp_path: Path) -> None:
         (("no-such-model",), "no-such-model"),
         (("tiny", "--seq-len", 1_000_000_000), "at least --seq-len"),
         (("tiny", "--calibration", "no-such-file.txt"), "no-such-file.txt"),
+        (("tiny", "--format", "awq", "--bits", 3), "awq is for 4 bits"),
+        (("tiny", "--format", "gptq", "--method", "int8_dynamic"), "quantizes its inputs"),
+        (("tiny", "--format", "gguf", "--group-size", 48), "multiple of 32"),
+        (("tiny", "--format", "compressed-tensors", "--act-order"), "static_groups=True"),
+        (("tiny", "--device", "cuda:7"), "--device cuda:7"),
     ],
 )
 def test_compress_says_in_one_line_what_is_wrong(tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:
@@ -138,22 +145,6 @@ def test_compress_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("important")
     assert "exists" in invoke("compress", "tiny", "--out", tmp_path, code=2)
     assert (tmp_path / "thesis.txt").read_text() == "important"
-
-
-def test_saving_keeps_integers_and_one_copy_of_what_is_tied(tmp_path: Path) -> None:
-    model = Tied()
-    cli.save_compressed(model, {"bits": 4}, tmp_path / "deep" / "small")
-    saved = load_file(tmp_path / "deep" / "small" / "model.safetensors")
-    assert set(saved) == {"embed.weight", "codes", "empty", "nothing"}
-    assert saved["codes"].dtype == torch.uint8
-    missing, unexpected = Tied().load_state_dict(saved, strict=False)
-    assert (missing, unexpected) == (["head.weight"], [])
-
-
-def test_saving_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        cli.save_compressed(Tied(), {"not JSON": object()}, tmp_path / "small")
-    assert not list(tmp_path.iterdir())
 
 
 def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ LOADED_BY = {
     "compressed-tensors": {
         "vLLM": _VLLM, "transformers (with the package compressed-tensors)": _TRANSFORMERS, "labsupport": _OURS,
     },
-    "gptq": {"vLLM": _VLLM, "transformers (with the package gptqmodel)": _TRANSFORMERS, "labsupport": _OURS},
+    "gptq": {
+        "vLLM (symmetric grids)": _VLLM, "transformers (with the package gptqmodel)": _TRANSFORMERS,
+        "labsupport": _OURS,
+    },
     "awq": {"vLLM": _VLLM, "transformers (with the package gptqmodel)": _TRANSFORMERS, "labsupport": _OURS},
     "gguf": {"llama.cpp": "`llama-cli -m {folder}/model.gguf`", "Ollama": '`FROM {folder}/model.gguf` in a Modelfile'},
 }  # fmt: skip

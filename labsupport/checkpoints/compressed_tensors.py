@@ -6,7 +6,7 @@ Weights of 4 or 8 bits (``pack-quantized``), for a layer of shape [out, in] with
     weight_scale       float16 [out, groups]     or what ``dtype`` says
     weight_shape       int64 [2]
     weight_zero_point  int32 [out b/32, groups]  asymmetric only; packed along out
-    weight_g_idx       int32 [in]                each column's group; read, and no longer written: the library dropped it
+    weight_g_idx       int32 [in]                each column's group; read, but not written: dropped
 
 The library's codes are signed; packed, 2^(b-1) is added to them, which makes them our unsigned ones. Weights and
 activations of 8 bits (``int-quantized``): ``weight`` int8 [out, in], ``weight_scale`` [out, 1].

@@ -35,6 +35,8 @@ class LanguageModel:
 
     def __str__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
+        integers: list[Any] = [module for module in self.model.modules() if hasattr(module, "dequantize")]
+        parameters += sum(module.in_features * module.out_features for module in integers)
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         count = f"{parameters / 1e6:.1f} million parameters"
         return f"{self.name}: {count}; from {self.source}; stored as {self.precision}, loaded as {dtype}"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from families import FAMILIES, SIZES, hugging_face, ours
 
 from labsupport.inference import LLMEngine, SamplingParams

@@ -114,6 +114,6 @@ class IntegerLinear(nn.Module):
         def keep_dtype(tensor: Tensor) -> Tensor:
             if tensor is self.bias or not tensor.is_floating_point():
                 return fn(tensor)
-            return fn(tensor.view(torch.uint8)).view(tensor.dtype)
+            return fn(tensor.reshape(-1).view(torch.uint8)).view(tensor.dtype).view(tensor.shape)
 
         return super()._apply(keep_dtype, recurse)
