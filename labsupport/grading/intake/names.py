@@ -5,7 +5,7 @@
     submitted/alice/week1/ex01_int8_symmetric.ipynb           nbgrader
     Jane Doe_12345_assignsubmission_file_/ex01.ipynb          Moodle, "Download all submissions", as folders or not
     doejane_LATE_1234_5678_ex01_int8_symmetric-2.ipynb        Canvas, "Download submissions"
-    Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb    Blackboard; for Gradescope see `exports`
+    Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb    Blackboard; for others see `exports`
 
 Moodle's number identifies the participant within one assignment, and a group's name and a hyphen may stand before the
 person's; Canvas's first number identifies the user in all courses, its second the file (mod/assign/classes/
@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from labsupport.grading.intake.copies import without_copy_marks
-from labsupport.grading.intake.exports import BLACKBOARD, GRADESCOPE, blackboard_time
+from labsupport.grading.intake.copies import without_copy_marks, without_inner_marks
+from labsupport.grading.intake.exports import BLACKBOARD, BRIGHTSPACE, GRADESCOPE, blackboard_time, brightspace_time
 
-_MOODLE = re.compile(r"^(?P<name>[^_]+)_(?P<id>\d+)_assignsubmission_[a-z]+(?:_(?P<file>.*))?$", re.DOTALL)
-_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>\d+)_(?P<file_id>\d+)_(?P<file>.+)$", re.DOTALL)
+_MOODLE = re.compile(r"^(?P<name>.+?)_(?P<id>\d+)_assignsubmission_[a-z]+(?:_(?P<file>.*))?$", re.DOTALL)
+_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>[1-9]\d*)_(?P<file_id>[1-9]\d*)_(?P<file>.+)$", re.DOTALL)
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
-_PERHAPS_AGAIN = re.compile(r"(?:-|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
+_PERHAPS_AGAIN = re.compile(r"(?:[ _-]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
 _SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
 _SEPARATORS = ' _-.,"“”„«»「」'
 
@@ -37,11 +37,11 @@ class Named:
 
     exercises: tuple[str, ...]  # that the name may mean; best only one
     people: tuple[str, ...]
-    layout: str  # flat | folder | nbgrader | moodle | canvas | blackboard | gradescope
+    layout: str  # flat | folder | nbgrader | moodle | canvas | blackboard | brightspace | gradescope
     number: str = ""  # the LMS's number of the person (Gradescope: of the submission)
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
-    time: datetime | None = None  # Blackboard's
+    time: datetime | None = None  # Blackboard's, Brightspace's
     sides: tuple[str, ...] = ()  # flat: what stands before and behind the exercise, if there is something on both sides
 
     @property
@@ -105,7 +105,9 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
 def is_of_an_lms(path: PurePosixPath) -> bool:
     """Whether an LMS wrote some part of this path."""
     stem = stem_of(path.name)
-    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or bool(BLACKBOARD.match(stem) or _CANVAS.match(stem))
+    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or any(
+        pattern.match(stem) for pattern in (BLACKBOARD, BRIGHTSPACE, _CANVAS)
+    )
 
 
 def stem_of(name: str) -> str:
@@ -130,6 +132,9 @@ def _read_outer(path: PurePosixPath, exercises: Sequence[str]) -> Named:
     if not parents and (found := BLACKBOARD.match(stem)):
         told, _, again = _exercise_in(found["file"] or "", (found["title"],), exercises)
         return Named(told, (found["login"],), "blackboard", version=(0, again), time=blackboard_time(found["time"]))
+    if not parents and (found := BRIGHTSPACE.match(stem)):
+        told, _, again = _exercise_in(found["file"], (), exercises)
+        return Named(told, (found["name"],), "brightspace", version=(0, again), time=brightspace_time(found["time"]))
     canvas = _CANVAS_ANONYMOUS.match(stem) or _CANVAS.match(stem)
     if canvas and not parents and not _matches(canvas["name"], exercises):
         told, _, again = _exercise_in(canvas["file"], (), exercises)
@@ -180,7 +185,8 @@ def _exercise_in(
         after = stem[end:]
         if len(matches) == 1 and (found := _SURELY_AGAIN.fullmatch(after)) is not None:
             after, again = "", max(again, int(found[1]))
-        return tuple(matches), _sides(stem[:start], after), again
+        before, after = without_inner_marks(stem[:start], after)
+        return tuple(matches), _sides(before, after), again
     return (), _sides(stem), again
 
 

@@ -18,6 +18,7 @@ from labsupport.grading.intake.folder_name import folder_of, name_of
 from labsupport.grading.intake.folders import Folders, move_namesakes, read_folders, suffix_of
 from labsupport.grading.intake.history import Entry, latest
 from labsupport.grading.intake.identify import TestStudent, identify
+from labsupport.grading.intake.others import Other, rows_of_others
 from labsupport.grading.intake.roster import Roster
 from labsupport.grading.intake.spelling import name_key
 
@@ -38,6 +39,7 @@ def make_plan(
     roster: Roster | None,
     deadline: datetime | None,
     run: str,
+    others: Sequence[Other] = (),
 ) -> Plan:
     there = latest(old)
     folders = read_folders(out, there)
@@ -61,12 +63,13 @@ def make_plan(
             plan.entries.append(replace(entry, decision="ignored", reason=str(test)))
             continue
         except ValueError as error:
-            plan.entries.append(replace(entry, reason=f"unknown: {error}", look="look"))
+            plan.entries.append(replace(entry, reason="; ".join((f"unknown: {error}", *candidate.remarks)), look="look"))
             continue
         name = identity.student if "~" in folder else name_of(folder)
         folders.spellings[name_key(name)].add(name)
         remarks = [*candidate.remarks, *([identity.remark] if identity.remark else [])]
-        entry = replace(entry, reason="; ".join(remarks), look="look" * candidate.look)
+        look = candidate.look or (candidate.file.unsure and roster is None)  # a roster that has the name confirms it
+        entry = replace(entry, reason="; ".join(remarks), look="look" * look)
         found.append((entry, candidate, name, identity.suffix))
     folders.rename()
     if roster is None:
@@ -78,6 +81,7 @@ def make_plan(
         versions[entry.target].append((entry, candidate))
     for target in sorted(versions):
         _decide(plan, versions[target], there.get(target))
+    plan.entries = rows_of_others(others, plan.entries, _students(plan.entries, there), roster, out) + plan.entries
     return plan
 
 
@@ -135,6 +139,12 @@ def _numbers(candidates: Sequence[Candidate], there: dict[tuple[str, str], Entry
             person = entry.student.removesuffix(suffix_of(entry))
             numbers[entry.exercise, name_key(person)].add(entry.number)
     return numbers
+
+
+def _students(rows: Sequence[Entry], there: dict[tuple[str, str], Entry]) -> dict[tuple[str, str], str]:
+    """Key of a name and Moodle's number -> the student who has them."""
+    known = [entry for entry in (*there.values(), *rows) if entry.number]
+    return {(name_key(e.student.removesuffix(suffix_of(e))), e.number): e.student for e in known}
 
 
 def _digest(path: Path) -> str | None:
