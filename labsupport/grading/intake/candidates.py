@@ -116,6 +116,8 @@ class _NotANotebook(Exception):
 def _notebook(file: File) -> bytes:
     name = (file.inside or file.path).name
     data = file.read()
+    if is_notebook_name(name) and not data.strip():
+        raise _NotANotebook("is empty", True)
     if is_apple_double(data):
         raise _NotANotebook("is what macOS keeps beside a file (AppleDouble), not a notebook", True)
     if is_notebook_name(name) or is_renamed_notebook(data):
@@ -167,14 +169,20 @@ def _other(
 
 
 def _of_a_program(run: str, file: File, skip: int, exercises: Sequence[str]) -> Other:
-    """The row of a file that a program keeps for itself: a notebook among them may be all that a student has."""
+    """The row of a file that a program keeps for itself: it may be all that is left of what a student has."""
     row = Entry(run, file.origin, "", "", "ignored", noise(file.inside or file.path))
-    parts = [part for part in file.path.parts if part not in NOISE_FOLDERS]
-    if file.inside is not None or not is_notebook_name(file.path.name) or ".git" in file.path.parts:
-        return Other(row)
-    path = PurePosixPath(*parts[min(skip, len(parts) - 1) : -1], parts[-1].removeprefix("._"))
-    named, person, exercise = _who(path, exercises, None)
-    return Other(replace(row, student=person, exercise=exercise), named)
+    path, inside = _without_noise(file.path), file.inside and _without_noise(file.inside)
+    path = PurePosixPath(*path.parts[min(skip, len(path.parts) - 1) :])
+    named, person, exercise = _who(path, exercises, inside)
+    named_so = is_notebook_name((inside or path).name)
+    return Other(replace(row, student=person, exercise=exercise if named_so else ""), named)
+
+
+def _without_noise(path: PurePosixPath) -> PurePosixPath:
+    """Where the file would lie that this one is kept for."""
+    folders = [part for part in path.parts[:-1] if part != "__MACOSX"]  # which holds the same folders again
+    depth = next((i for i, part in enumerate(folders) if part in NOISE_FOLDERS), len(folders))
+    return PurePosixPath(*folders[:depth], path.name.removeprefix("._"))
 
 
 def _who(

@@ -48,6 +48,8 @@ def identify(named: Named, roster: Roster | None, attempts: Mapping[str, Attempt
                          "as --roster, it has their numbers")  # fmt: skip
     if named.layout == "flat":
         return Identity(*_by_flat_name(named, roster))
+    if named.layout in ("folder", "nbgrader"):
+        return Identity(*_by_folder(named, roster))
     student = roster.find(_with_group_cut_off(people[0]) if named.layout == "moodle" else people)
     if student is None:
         raise ValueError(f"{(people or named.people)[0]!r} is not on the roster")
@@ -107,6 +109,15 @@ def _by_flat_name(named: Named, roster: Roster) -> tuple[str, str]:
     if not sides:
         raise ValueError(f"{named.person!r} is not on the roster")
     return sides.pop(), f"{named.person!r} is not on the roster, a part of it is"
+
+
+def _by_folder(named: Named, roster: Roster) -> tuple[str, str]:
+    """The outermost folder, or, where that is nobody's, the first one inside of it that is somebody's."""
+    for folder in (named.person, *named.sides):
+        if (student := roster.find([folder])) is not None:
+            beside = f"{named.person!r} is not on the roster, {folder!r} in it is"
+            return student.id, "" if folder == named.person else beside
+    raise ValueError(f"{named.person!r} is not on the roster")
 
 
 def _submitter(named: Named, attempts: Mapping[str, Attempt]) -> tuple[str, ...]:

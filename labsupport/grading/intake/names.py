@@ -28,6 +28,7 @@ _CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>[1-9]\d*)_(?P<file_
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
 _PERHAPS_AGAIN = re.compile(r"(?:[ _-]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
 _SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
+_EXERCISE = "ex|exercise|exercice|ejercicio|exerc[ií]cio|esercizio|übung|aufgabe|oefening|övning|ćwiczenie|упражнение|练习|練習|演習"
 _SEPARATORS = ' _-.,"“”„«»「」'
 
 
@@ -42,7 +43,8 @@ class Named:
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
     time: datetime | None = None  # Blackboard's, Brightspace's
-    sides: tuple[str, ...] = ()  # flat: what stands before and behind the exercise, if there is something on both sides
+    # flat: what stands before and behind the exercise, if there is something on both sides; folder: those further inside
+    sides: tuple[str, ...] = ()
 
     @property
     def person(self) -> str:
@@ -97,6 +99,9 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
         common += 1
     if "submitted" in parents[0][:common]:
         return parents[0].index("submitted") + 1
+    if common and exercise_alone(parents[0][common - 1], exercises):  # ex01/alice/..., ex01/alice.ipynb, alice/ex01/...
+        whose = [len(p.parts) - 1 > common or _exercise_in(stem_of(p.name), (), exercises)[1] for p in paths]
+        return common - 1 if any(whose) and (len(paths) > 1 or common == 1) else max(common - 2, 0)
     if min(map(len, parents)) > common or _moodle_or_flat([p for p in paths if len(p.parts) - 1 == common], exercises):
         return common
     return max(common - 1 - stamped, 0)  # the innermost common folder belongs to the only student
@@ -140,9 +145,13 @@ def _read_outer(path: PurePosixPath, exercises: Sequence[str]) -> Named:
         told, _, again = _exercise_in(canvas["file"], (), exercises)
         people = tuple(name for name in (canvas["id"], canvas["name"]) if name)
         return Named(told, people, "canvas", canvas["id"], bool(canvas["late"]), (int(canvas["file_id"]), again))
+    if parents and (exercise := exercise_alone(parents[0], exercises)):  # ex01/alice/..., ex01/alice.ipynb
+        named = _read_outer(PurePosixPath(*path.parts[1:]), exercises)
+        return replace(named, exercises=named.exercises or (exercise,))
     told, sides, again = _exercise_in(stem, parents[1:], exercises)
     if parents:
-        return Named(told, (parents[0],), "nbgrader" if len(parents) == 2 else "folder", version=(0, again))
+        layout = "nbgrader" if len(parents) == 2 else "folder"
+        return Named(told, (parents[0],), layout, version=(0, again), sides=parents[1:])
     rest = "_".join(sides)
     if not rest:
         raise ValueError("there is no student in the name")
@@ -194,12 +203,20 @@ def _sides(*texts: str) -> tuple[str, ...]:
     return tuple(part for text in texts if (part := text.strip(_SEPARATORS)))
 
 
+def exercise_alone(text: str, exercises: Sequence[str]) -> str:
+    """The exercise whose name is all of ``text``; else empty."""
+    matches = _matches(text, exercises)
+    whole = [name for name, (start, end) in matches.items() if not _sides(text[:start], text[end:])]
+    return whole[0] if len(whole) == len(matches) == 1 else ""
+
+
 def _matches(text: str, exercises: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Exercises that ``text`` names, in full or as "ex01", and where."""
+    """Exercises that ``text`` names, in full or as "ex01" or "Exercise 1", and where."""
     found: dict[str, tuple[int, int]] = {}
     for exercise in exercises:
         number = exercise.partition("_")[0]
-        for pattern in (re.escape(exercise), rf"{re.escape(number)}(?!\d)"):
+        words = rf"(?:{_EXERCISE})[ _-]*0*{number.lstrip('ex').lstrip('0') or '0'}(?![0-9])"
+        for pattern in (re.escape(exercise), rf"{re.escape(number)}(?!\d)", words):
             hit = re.search(rf"(?<![a-z0-9]){pattern}", text, re.IGNORECASE)
             if hit:
                 found[exercise] = hit.span()

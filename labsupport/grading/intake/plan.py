@@ -7,6 +7,7 @@ whose name depends only on the names that were seen.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,8 @@ def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | N
     stays = known and current is not None and (current.age, current.digest) > (candidate.version, candidate.digest)
     for entry, other in group if stays else group[:-1]:
         best = current if stays and current is not None else winner
-        plan.entries.append(_older(entry, other, best))
+        rival = None if stays else candidate
+        plan.entries.append(_older(entry, other, best, rival))
     if stays:
         return
     if present == candidate.digest:
@@ -117,15 +119,30 @@ def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | N
     plan.copies.append((candidate, path))
 
 
-def _older(entry: Entry, candidate: Candidate, best: Entry) -> Entry:
-    """The row of a version that is not the latest."""
+def _older(entry: Entry, candidate: Candidate, best: Entry, rival: Candidate | None) -> Entry:
+    """The row of a version that is not the latest; ``rival``: the latest, if it is of this run."""
     if candidate.digest == best.digest:
         return replace(entry, decision="unchanged", reason=f"the same bytes as {best.source}", look=entry.look)
     if candidate.version == best.age:
         why = f"nothing tells whether it is later than {best.source}, which is kept"
         return replace(entry, reason=why, look="look")
+    if rival is not None and (folders := _side_by_side(candidate, rival)):
+        why = f"{' and '.join(folders)} in one student's folder both have {entry.exercise}, {best.source} is kept: "
+        why += "if they are students, give the folder around them as a SOURCE of its own"
+        return replace(entry, reason=why, look="look")
     when = f" ({best.handed_in})" if best.handed_in else ""
     return replace(entry, reason=f"an older version: {best.source}{when} is later and kept", look="")
+
+
+def _side_by_side(one: Candidate, other: Candidate) -> list[str]:
+    """The folders that hold the two files, if they are side by side, and more than versions ("Version 1")."""
+    if {one.named.layout, other.named.layout} - {"folder", "nbgrader"} or one.file.inside or other.file.inside:
+        return []
+    mine, theirs = one.file.path.parent.parts, other.file.path.parent.parts
+    pair = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+    if pair is None or re.sub(r"\d+", "", pair[0]) == re.sub(r"\d+", "", pair[1]):
+        return []
+    return sorted(map(repr, pair))
 
 
 def _numbers(candidates: Sequence[Candidate], there: dict[tuple[str, str], Entry]) -> dict[tuple[str, str], set[str]]:

@@ -80,6 +80,8 @@ def columns_for(exercises: Sequence[str], roster: Roster | None, chosen: Mapping
         return {exercise: chosen.get(exercise, exercise) for exercise in exercises if chosen.get(exercise, exercise)}
     assignments = [c for c in roster.columns if c.strip() and not _NO_ASSIGNMENT.search(c.strip())]
     assignments = [c for c in assignments if "read only" not in (_points_possible(roster, c) or "").lower()]
+    numbered = [c for c in assignments if re.search(r" \(\d+\)$", c)]  # the others are the teacher's own: notes
+    assignments = numbered or assignments
     columns = {}
     for exercise in exercises:
         if exercise in chosen:
