@@ -185,9 +185,7 @@ def _without_noise(path: PurePosixPath) -> PurePosixPath:
     return PurePosixPath(*folders[:depth], path.name.removeprefix("._"))
 
 
-def _who(
-    path: PurePosixPath, exercises: Sequence[str], inside: PurePosixPath | None
-) -> tuple[Named | None, str, str]:
+def _who(path: PurePosixPath, exercises: Sequence[str], inside: PurePosixPath | None) -> tuple[Named | None, str, str]:
     """What the path says, the student and the exercise, as far as it tells them."""
     try:
         named = read_name(path, exercises, inside)

@@ -102,5 +102,7 @@ def _calls(statement: ast.stmt) -> Iterator[ast.Call]:
         if isinstance(node, ast.Call):
             yield node
         waiting += [
-            each for each in ast.iter_child_nodes(node) if not isinstance(each, (*_FUNCTIONS, ast.stmt, ast.ExceptHandler))
+            each
+            for each in ast.iter_child_nodes(node)
+            if not isinstance(each, (*_FUNCTIONS, ast.stmt, ast.ExceptHandler))
         ]

@@ -41,7 +41,18 @@ def guess_encoding(names: Iterable[bytes]) -> Guess:
     rivals = [e for e, cost in costs.items() if cost == costs[best] and [n.decode(e) for n in names] != texts]
     says = f", which may also be {' or '.join(rivals)}" if rivals else ""
     says += ", but then they look wrong: ask for a zip with names in UTF-8" if costs.get(best, 1) else ""
-    return Guess(best, bool(rivals) or not usual, f"the zip does not say how its names are encoded: read as {best}{says}")
+    return Guess(
+        best, bool(rivals) or not usual, f"the zip does not say how its names are encoded: read as {best}{says}"
+    )
+
+
+def decoded_text(data: bytes) -> str:
+    """What a file says in UTF-8, or in UTF-16 with a mark, as Notepad and PowerShell write it.
+
+    Raises:
+        UnicodeDecodeError: it is in neither.
+    """
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
 def oddness(name: str) -> int:

@@ -110,9 +110,7 @@ def defines_anything(source: str) -> bool:
     return False
 
 
-def why_missing(
-    message: str, left_out: Sequence[tuple[int, str]], failed: Sequence[tuple[int, str, str]] = ()
-) -> str:
+def why_missing(message: str, left_out: Sequence[tuple[int, str]], failed: Sequence[tuple[int, str, str]] = ()) -> str:
     """For the NameError of an answer: which cell would have defined the name, and why it did not; else empty.
 
     Args:

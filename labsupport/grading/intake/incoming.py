@@ -38,6 +38,8 @@ def find(source: Path) -> Found:
             found.refused.append((source.name, str(refused)))
     else:
         raise ValueError(f"SOURCE must be a folder, a zip or a tar, got {source}")
+    if not found.files and not found.refused:
+        found.refused.append((source.name, "holds no file"))
     return _with_inner_archives(found)
 
 

@@ -64,7 +64,9 @@ def make_plan(
             plan.entries.append(replace(entry, decision="ignored", reason=str(test)))
             continue
         except ValueError as error:
-            plan.entries.append(replace(entry, reason="; ".join((f"unknown: {error}", *candidate.remarks)), look="look"))
+            plan.entries.append(
+                replace(entry, reason="; ".join((f"unknown: {error}", *candidate.remarks)), look="look")
+            )
             continue
         name = identity.student if "~" in folder else name_of(folder)
         folders.spellings[name_key(name)].add(name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from labsupport.grading.intake.encodings import decoded_text
 from labsupport.grading.intake.roster_columns import fields_of, participant_number
 from labsupport.grading.intake.spelling import loose_key, name_key, plain_key
 
@@ -125,7 +126,7 @@ def read_roster(path: Path) -> Roster:
 def _read_table(path: Path) -> list[list[str]]:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = decoded_text(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"--roster must be UTF-8, {path} is not: {error}") from None
     first = text.lstrip("\r\n").partition("\n")[0]

@@ -30,7 +30,9 @@ def entry_names(entries: Sequence[zipfile.ZipInfo]) -> tuple[list[str], Guess]:
     names = []
     for i, entry in enumerate(entries):
         recorded = _recorded(entry)
-        names.append(raw[i].decode(guess.encoding) if i in raw else recorded if recorded is not None else entry.orig_filename)
+        names.append(
+            raw[i].decode(guess.encoding) if i in raw else recorded if recorded is not None else entry.orig_filename
+        )
     return names, guess
 
 

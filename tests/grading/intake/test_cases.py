@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import tarfile
 import tomllib
@@ -38,6 +39,13 @@ def content(text: str) -> bytes:
     kind, _, rest = text.partition(":")
     if kind == "nb":
         return (ROOT / "exercises" / f"{FULL[rest]}.ipynb").read_bytes()
+    if kind == "both":
+        one, two = (json.loads(content(f"nb:{name}")) for name in rest.split("+"))
+        return json.dumps(one | {"cells": one["cells"] + two["cells"]}).encode()
+    if kind == "bare":
+        notebook = json.loads(content(f"nb:{rest}"))
+        cells = [{key: cell[key] for key in cell if key != "id"} | {"metadata": {}} for cell in notebook["cells"]]
+        return json.dumps(notebook | {"cells": cells, "nbformat_minor": 2}).encode()
     if text == "apple":
         return b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"
     if kind in ("tgz", "zip"):

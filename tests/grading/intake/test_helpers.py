@@ -164,7 +164,9 @@ def test_what_works_in_ipython_works_when_it_is_graded():
         "[cfg.setdefault(i, i) for i in range(9)]", "%%capture\n%%time\nten = 10",
         "try:\n    import no_such_a as a\nexcept ImportError:\n    !pip install a\n    import no_such_a as a\nnine = 9",
     ]  # fmt: skip
-    right = "cfg['five'] == 5 and cfg['six'] == 6 and cfg['seven'] == 7 and cfg[8] == 8 and three == 3 and ten - nine == 1"
+    right = (
+        "cfg['five'] == 5 and cfg['six'] == 6 and cfg['seven'] == 7 and cfg[8] == 8 and three == 3 and ten - nine == 1"
+    )
     body = f"half(same(4)) * two // 2 * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT} * ({right})"
     row = graded(own, body, "%pip install x\n")
     assert passed(row) == FULL, [check.message for check in row.checks]
