@@ -21,8 +21,8 @@ from labsupport.grading.intake.kinds import (
     noise,
     why_not_read,
 )
-from labsupport.grading.intake.others import Other
 from labsupport.grading.intake.names import Named, is_of_an_lms, read_name, without_wrapper
+from labsupport.grading.intake.others import Other
 from labsupport.grading.intake.stamps import read_stamp
 
 _LMS = ("moodle", "canvas")  # their archives do not say when a file was handed in

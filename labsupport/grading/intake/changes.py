@@ -10,7 +10,7 @@ from labsupport.grading.intake.cell_code import parse
 _SHOWING = frozenset({"print", "display", "len", "type", "help", "repr", "list", "sorted", "sum", "max", "min"})
 _CHANGING = frozenset({
     "add", "append", "appendleft", "clear", "copy_", "discard", "extend", "fill", "insert", "load_state_dict", "pop",
-    "popitem", "popleft", "register_buffer", "remove", "reverse", "setdefault", "sort", "subtract", "update", "__setitem__",
+    "popitem", "popleft", "register_buffer", "remove", "reverse", "setdefault", "sort", "subtract", "update",
 })  # fmt: skip
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 

@@ -13,24 +13,27 @@ import unicodedata
 
 # "X of" in front of a name: Google Drive, Colab, Windows up to 7
 _OF = (
-    "copy of", "copy (2) of", "copy (3) of", "kopie von", "copie de", "copia de", "copia di", "cópia de", "kopie van", "kopia pliku", "kopia av",
-    "kopi av", "kopi af", "kopia", "копия", "копия файла", "копія", "копія файлу", "kopie souboru", "kopie",
-    "kópia súboru", "kópia", "kopio tiedostosta", "kopio kohteesta", "kopio", "salinan dari", "salinan", "bản sao của",
-    "สำเนาของ", "สำเนา", "نسخة من", "αντίγραφο του", "αντίγραφο", "copie a", "copia del", "còpia de", "kopija datoteke", "kopija",
-    "koopia failist", "עותק של", "копие на", "копие от", "کپی از", "کپی", "رونوشت از", "کپیِ", "salinan fail",
-    "コピー ～", "复件", "複本", "複製", "사본", "복사본",
+    "copy of", "copy (2) of", "copy (3) of", "kopie von", "copie de", "copia de", "copia di", "cópia de",
+    "kopie van", "kopia pliku", "kopia av", "kopi av", "kopi af", "kopia", "копия", "копия файла", "копія",
+    "копія файлу", "kopie souboru", "kopie", "kópia súboru", "kópia", "kopio tiedostosta", "kopio kohteesta",
+    "kopio", "salinan dari", "salinan", "bản sao của", "สำเนาของ", "สำเนา", "نسخة من", "αντίγραφο του",
+    "αντίγραφο", "copie a", "copia del", "còpia de", "kopija datoteke", "kopija", "koopia failist", "עותק של",
+    "копие на", "копие от", "کپی از", "کپی", "رونوشت از", "کپیِ", "salinan fail", "コピー ～", "复件", "複本",
+    "複製", "사본", "복사본",
 )  # fmt: skip
 # "X" behind a name: Windows, macOS, Linux
 _COPY = (
-    "copy", "another copy", "kopie", "copie", "copia", "cópia", "còpia", "copiar", "kopia", "kopi", "kopio", "kopya",
-    "kopyası", "dosyasının kopyası", "adlı dosyanın kopyası", "kópia", "копия", "копія", "копие", "másolat", "másolata",
-    "salinan", "αντίγραφο", "نسخة", "نسخ", "สำเนา", "bản sao", "sao chép", "kopija", "koopia", "kopiraj", "עותק", "کپی",
-    "prati", "प्रतिलिपि", "कॉपी", "की कॉपी", "की प्रतिलिपि", "प्रति", "duplicate",
+    "copy", "another copy", "kopie", "copie", "copia", "cópia", "còpia", "copiar", "kopia", "kopi", "kopio",
+    "kopya", "kopyası", "dosyasının kopyası", "adlı dosyanın kopyası", "kópia", "копия", "копія", "копие",
+    "másolat", "másolata", "salinan", "αντίγραφο", "نسخة", "نسخ", "สำเนา", "bản sao", "sao chép", "kopija",
+    "koopia", "kopiraj", "עותק", "کپی", "prati", "प्रतिलिपि", "कॉपी", "की कॉपी", "की प्रतिलिपि", "प्रति",
+    "duplicate",
 )  # fmt: skip
+# no space before
 _COPY_EASTERN = (
-    "のコピー", "コピー", "的副本", "的複本", "副本", "複本", "拷贝", "的拷贝", "拷貝", "的拷貝", "複製", "复制", "의 사본",
-    "사본", "복사본", "의 복사본",
-)  # fmt: skip  # no space before
+    "のコピー", "コピー", "的副本", "的複本", "副本", "複本", "拷贝", "的拷贝", "拷貝", "的拷貝", "複製", "复制",
+    "의 사본", "사본", "복사본", "의 복사본",
+)  # fmt: skip
 
 
 def _any(words: tuple[str, ...]) -> str:
@@ -40,7 +43,8 @@ def _any(words: tuple[str, ...]) -> str:
 
 _NUMBER = r"(?:[ _-]*[(（]?(\d{1,3})[)）]?)?"
 _BETWEEN = r"(?:[ _]+(?:[-–—:][ _]*)?|[ _]*[-–—:][ _]*)[\"“„«「]?"
-_CONFLICT = r"[ _]*[(（][^()（）]*(?:conflict|konflikt|conflit|conflitto|conflicto|conflito|конфликт|冲突|衝突|競合)[^()（）]*[)）]()"
+_CONFLICTS = "conflict|konflikt|conflit|conflitto|conflicto|conflito|конфликт|冲突|衝突|競合"
+_CONFLICT = rf"[ _]*[(（][^()（）]*(?:{_CONFLICTS})[^()（）]*[)）]()"
 _MARKS = (
     r"[ _-]*[(（](\d{1,3})[)）]",
     r"-Copy(\d{0,3})",

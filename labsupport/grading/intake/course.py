@@ -18,7 +18,7 @@ def exercise_names() -> list[str]:
 
 
 def cell_ids(course: Path | None = None) -> dict[str, frozenset[str]]:
-    """Exercise -> ids and sources of cells that only this exercise has; empty where the released exercises are not at hand."""
+    """Exercise -> ids and sources of cells that only this exercise has; empty where those are not at hand."""
     places = [course] if course is not None else [Path.cwd(), Path(labsupport.__file__).parents[1]]
     for place in places:
         ids: dict[str, set[str]] = {}

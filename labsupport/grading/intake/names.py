@@ -28,7 +28,9 @@ _CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>[1-9]\d*)_(?P<file_
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
 _PERHAPS_AGAIN = re.compile(r"(?:[ _-]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
 _SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
-_EXERCISE = "ex|exercise|exercice|ejercicio|exerc[ií]cio|esercizio|übung|aufgabe|oefening|övning|ćwiczenie|упражнение|练习|練習|演習"
+_EXERCISE = (
+    "ex|exercise|exercice|ejercicio|exerc[ií]cio|esercizio|übung|aufgabe|oefening|övning|ćwiczenie|упражнение|练习|練習"
+)
 _SEPARATORS = ' _-.,"“”„«»「」'
 
 
@@ -43,7 +45,7 @@ class Named:
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
     time: datetime | None = None  # Blackboard's, Brightspace's
-    # flat: what stands before and behind the exercise, if there is something on both sides; folder: those further inside
+    # flat: what stands before and behind the exercise, if something does on both sides; folder: those further inside
     sides: tuple[str, ...] = ()
 
     @property

@@ -38,7 +38,7 @@ def read_stamp(text: str) -> tuple[datetime | None, str]:
 
 
 def _otherwise(text: str) -> tuple[datetime | None, str]:
-    """ "20260202T155823Z", and what `date` prints: "Mon Feb  2 15:58:23 UTC 2026", "Mon, 02 Feb 2026 15:58:23 +0000"."""
+    """ "20260202T155823Z", "Mon, 02 Feb 2026 15:58:23 +0000", and what `date` prints."""
     for read in (datetime.fromisoformat, parsedate_to_datetime, _as_date_prints):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             moment = read(text)
