@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "grading" / "intake"))
 
-from grading.intake.making import CASES, content, make  # noqa: E402
+from making import CASES, content, make  # noqa: E402
 
 NAME = "ex01_int8_symmetric"
 

@@ -77,8 +77,9 @@ def _by_participant(named: Named, roster: Roster) -> Student:
     if student is None:
         raise ValueError(f"participant {named.number} ({named.person!r}) is not in the grading worksheet: is it that "
                          "of this assignment?")  # fmt: skip
-    others = {each.id for each in roster.students if each is not student and _said(each, named.person)}
-    if others and not _said(student, named.person):
+    if _said(student, named.person):
+        return student
+    if any(_said(each, named.person) for each in roster.students):
         raise ValueError(f"participant {named.number} is {student.name or student.id!r} in the grading worksheet, but "
                          f"the name says {named.person!r}: is it that of this assignment?")  # fmt: skip
     return student
