@@ -67,9 +67,9 @@ def _by_canvas_number(named: Named, roster: Roster) -> tuple[str, str]:
         student = rest.find(named.people[1:]) or next((s for s in rest.students if s.id == named.number), None)
     if student is None:
         raise ValueError(f"{named.person!r}, Canvas's number {named.number}, is not on the roster")
-    agrees = len(named.people) < 2 or not student.name or _agree(student, named.people[1])
+    known = len(named.people) < 2 or not student.name or agrees(student, named.people[1])
     remark = f"{named.person!r} is taken for a group: its number {named.number} is that of {student.id}"
-    return student.id, "" if agrees else remark
+    return student.id, "" if known else remark
 
 
 def _by_participant(named: Named, roster: Roster) -> Student:
@@ -86,10 +86,11 @@ def _by_participant(named: Named, roster: Roster) -> Student:
 
 
 def _said(student: Student, person: str) -> bool:
-    return bool(student.name) and any(_agree(student, name) for name in _with_group_cut_off(person))
+    return bool(student.name) and any(agrees(student, name) for name in _with_group_cut_off(person))
 
 
-def _agree(student: Student, name: str) -> bool:
+def agrees(student: Student, name: str) -> bool:
+    """Whether ``name`` is one of the student's, in any usual order and spelling."""
     return plain_key(name) in {plain_key(n) for n in student.names + student.turned_names} - {""}
 
 

@@ -85,7 +85,7 @@ def columns_for(exercises: Sequence[str], roster: Roster | None, chosen: Mapping
     columns = {}
     for exercise in exercises:
         if exercise in chosen:
-            found = [c for c in assignments if chosen[exercise] in (c, re.sub(r" \(\d+\)$", "", c))]
+            found = [c for c in assignments if chosen[exercise] in _spellings(c)]
             if not chosen[exercise]:
                 continue
         else:
@@ -114,6 +114,12 @@ def read_chosen(grades: Path) -> dict[str, str]:
 
 def write_chosen(grades: Path, chosen: Mapping[str, str]) -> None:
     write_csv(grades / CHOSEN, ["exercise", "column"], [list(pair) for pair in chosen.items()])
+
+
+def _spellings(column: str) -> set[str]:
+    """ "Homework 1 (4711)": itself, its title, its number."""
+    found = re.fullmatch(r"(.*) \((\d+)\)", column, re.DOTALL)
+    return {column, found[1], found[2]} if found else {column}
 
 
 def _named(exercise: str, assignments: Sequence[str]) -> list[str]:
