@@ -182,12 +182,13 @@ def _seed(out: Path, given: int | None) -> int:
     path = out / SEED_FILE
     if not path.exists():
         write_atomically(path, f"{secrets.randbelow(2**40) if given is None else given}\n", private=True)
-    if given is not None:
-        return given
     try:
-        return int(path.read_text(encoding="utf-8"))
+        kept = int(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"{path} must hold one whole number; delete it to draw a new one") from None
+    if given not in (None, kept):
+        print(f"note: {path} keeps the seed of the first run; --seed is for this run only", file=sys.stderr)
+    return kept if given is None else given
 
 
 def _report(out: Path, rows: list[Row], pristine: dict[str, bytes]) -> None:

@@ -174,7 +174,9 @@ class _Run:
         attempted = verdict.attempted
         if not attempted and self.cell_errors and "there is no function" in message:
             message, attempted = one_line(because_of(message, self.submission, self.cell_errors)), True
-        if why := why_missing(message, self.submission.left_out):
+        own = self.submission.own
+        failed = [(*own[name], error) for name, error in self.cell_errors.items() if name in own]
+        if why := why_missing(message, self.submission.left_out, failed):
             message = one_line(f"{message}; {why}")
         return CheckResult(check.name, verdict.points, check.points, verdict.passed, message, attempted)
 

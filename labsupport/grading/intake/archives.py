@@ -87,7 +87,7 @@ def _in_zip(archive: zipfile.ZipFile, name: str) -> Found:
     found = Found()
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     _require_few(len(entries))
-    names, remark = entry_names(entries)
+    names, guess = entry_names(entries)
     budget = _Budget()
     for entry, called in zip(entries, names, strict=True):
         inside, where = _path(called), f"{name}: {called}"
@@ -101,9 +101,11 @@ def _in_zip(archive: zipfile.ZipFile, name: str) -> Found:
         if reason:
             found.refused.append((where, reason))
         else:
-            unclear = _respelled(called, inside) or (remark if not called.isascii() else "")
+            remark = "" if called.isascii() else guess.remark
             read = partial(_read, partial(archive.open, entry), where, budget)
-            found.files.append(File(inside, where, _moment(entry), read, remark=unclear))
+            remark = _respelled(called, inside) or remark
+            unsure = bool(remark) and guess.unsure and remark == guess.remark
+            found.files.append(File(inside, where, _moment(entry), read, None, remark, unsure))
     return found
 
 

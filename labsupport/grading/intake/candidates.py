@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +13,16 @@ from labsupport.grading.intake.course import exercises_in
 from labsupport.grading.intake.exports import METADATA, Attempt, read_metadata
 from labsupport.grading.intake.found import File, Found, Refused
 from labsupport.grading.intake.history import Entry, Version
-from labsupport.grading.intake.kinds import is_apple_double, is_notebook_name, is_renamed_notebook, noise, why_not_read
+from labsupport.grading.intake.kinds import (
+    NOISE_FOLDERS,
+    is_apple_double,
+    is_notebook_name,
+    is_renamed_notebook,
+    noise,
+    why_not_read,
+)
 from labsupport.grading.intake.names import Named, is_of_an_lms, read_name, without_wrapper
+from labsupport.grading.intake.others import Other
 from labsupport.grading.intake.stamps import read_stamp
 
 _LMS = ("moodle", "canvas")  # their archives do not say when a file was handed in
@@ -43,23 +51,23 @@ def read_source(
     exercise: str | None,
     ids: Mapping[str, frozenset[str]],
     run: str,
-) -> tuple[list[Candidate], list[Entry]]:
+) -> tuple[list[Candidate], list[Other]]:
     """The submissions in a source, and a row for every other file."""
-    decided = [Entry(run, origin, "", "", "left out", f"refused: {why}", "look") for origin, why in found.refused]
+    decided = [
+        Other(Entry(run, origin, "", "", "left out", f"refused: {why}", "look")) for origin, why in found.refused
+    ]
     times = [file.modified for file in found.files if _real(file.modified)]
     download = max((time.timestamp() for time in times if time), default=0.0)
     source_time = source.stat().st_mtime if source.is_file() else 0.0
     stamps = {file.path.parent: file for file in found.files if file.path.name == "timestamp.txt"}
     attempts = _attempts(found.files)
-    files = []
+    files, kept_by_programs = [], []
     for file in found.files:
-        if why := noise(file.inside or file.path):
-            decided.append(Entry(run, file.origin, "", "", "ignored", why))
-        else:
-            files.append(file)
+        (kept_by_programs if noise(file.inside or file.path) else files).append(file)
     notebooks = [f.path for f in files if is_notebook_name(f.path.name) or f.inside] or [f.path for f in files]
     stripped = dict(zip(notebooks, without_wrapper(notebooks, exercises, bool(stamps)), strict=True))
     skip = min((len(path.parts) - len(inner.parts) for path, inner in stripped.items()), default=0)
+    decided += [_of_a_program(run, file, skip, exercises) for file in kept_by_programs]
     candidates = []
     for file in files:
         path = stripped.get(file.path) or PurePosixPath(*file.path.parts[min(skip, len(file.path.parts) - 1) :])
@@ -68,7 +76,7 @@ def read_source(
             named = read_name(path, exercises, file.inside)
             chosen, remarks, look = _exercise(named, exercise, exercises_in(data, ids))
         except (_NotANotebook, Refused, ValueError) as problem:
-            decided.append(_other(run, file, path, exercises, problem))
+            decided.append(_other(run, file, path, exercises, problem, attempts))
             continue
         stamp, unclear = _stamp(stamps.get(file.path.parent))
         told = named.time or _created(named, attempts) or stamp
@@ -85,15 +93,15 @@ def read_source(
 
 
 def _without_class_archives(
-    candidates: list[Candidate], decided: list[Entry], run: str
-) -> tuple[list[Candidate], list[Entry]]:
+    candidates: list[Candidate], decided: list[Other], run: str
+) -> tuple[list[Candidate], list[Other]]:
     """Leave out archives among the files that are hardly one student's: they hold an exercise twice."""
     counts = Counter((c.file.path, c.exercise) for c in candidates if c.file.inside)
     several = {path for (path, _), count in counts.items() if count > 1}
     several |= {c.file.path for c in candidates if c.file.inside and is_of_an_lms(c.file.inside)}
     why = "refused: lies in an archive that seems to hold a class's work: name that as a SOURCE of its own"
     left = [c for c in candidates if c.file.inside and c.file.path in several]
-    decided += [Entry(run, c.file.origin, "", c.exercise, "left out", why, "look") for c in left]
+    decided += [Other(Entry(run, c.file.origin, "", c.exercise, "left out", why, "look")) for c in left]
     return [c for c in candidates if not (c.file.inside and c.file.path in several)], decided
 
 
@@ -108,6 +116,8 @@ class _NotANotebook(Exception):
 def _notebook(file: File) -> bytes:
     name = (file.inside or file.path).name
     data = file.read()
+    if is_notebook_name(name) and not data.strip():
+        raise _NotANotebook("is empty", True)
     if is_apple_double(data):
         raise _NotANotebook("is what macOS keeps beside a file (AppleDouble), not a notebook", True)
     if is_notebook_name(name) or is_renamed_notebook(data):
@@ -127,7 +137,9 @@ def _exercise(named: Named, given: str | None, held: Sequence[str]) -> tuple[str
         other = bool(held) and given not in held
         return given, [f"it holds {held[0]}, by its cells, and is taken for {given} as told"] if other else [], other
     if len(said) == 1 and (not held or said[0] in held):
-        return said[0], [], False
+        more = [name for name in held if name != said[0]]
+        remarks = [f"it also holds cells of {' and '.join(more)}, which are not taken"] if more else []
+        return said[0], remarks, bool(more)
     if len(held) == 1 and not (len(said) > 1 and held[0] not in said):
         name = f"its name says {said[0]}" if len(said) == 1 else "its name does not tell the exercise"
         return held[0], [f"{name}, its cells are those of {held[0]}"], False
@@ -140,18 +152,47 @@ def _exercise(named: Named, given: str | None, held: Sequence[str]) -> tuple[str
     raise ValueError("there is no exercise in the name")
 
 
-def _other(run: str, file: File, path: PurePosixPath, exercises: Sequence[str], problem: Exception) -> Entry:
+def _other(
+    run: str,
+    file: File,
+    path: PurePosixPath,
+    exercises: Sequence[str],
+    problem: Exception,
+    attempts: Mapping[str, Attempt],
+) -> Other:
     """The row of a file that is no submission, with the name of the student, as far as the path tells it."""
-    try:
-        named = read_name(path, exercises, file.inside)
-        person = named.person if path.parts[:-1] or named.exercises or named.layout != "flat" else ""
-        exercise = named.exercises[0] if len(named.exercises) == 1 else ""
-    except ValueError:
-        person = exercise = ""
+    named, person, exercise = _who(path, exercises, file.inside)
     if isinstance(problem, _NotANotebook) and not problem.look:
-        return Entry(run, file.origin, person, exercise, "ignored", str(problem))
+        return Other(Entry(run, file.origin, person, exercise, "ignored", str(problem)), named, attempts)
     kind = "unknown" if isinstance(problem, ValueError) else "refused"
-    return Entry(run, file.origin, person, "", "left out", f"{kind}: {problem}", "look")
+    return Other(Entry(run, file.origin, person, "", "left out", f"{kind}: {problem}", "look"), named, attempts)
+
+
+def _of_a_program(run: str, file: File, skip: int, exercises: Sequence[str]) -> Other:
+    """The row of a file that a program keeps for itself: it may be all that is left of what a student has."""
+    row = Entry(run, file.origin, "", "", "ignored", noise(file.inside or file.path))
+    path, inside = _without_noise(file.path), file.inside and _without_noise(file.inside)
+    path = PurePosixPath(*path.parts[min(skip, len(path.parts) - 1) :])
+    named, person, exercise = _who(path, exercises, inside)
+    named_so = is_notebook_name((inside or path).name)
+    return Other(replace(row, student=person, exercise=exercise if named_so else ""), named)
+
+
+def _without_noise(path: PurePosixPath) -> PurePosixPath:
+    """Where the file would lie that this one is kept for."""
+    folders = [part for part in path.parts[:-1] if part != "__MACOSX"]  # which holds the same folders again
+    depth = next((i for i, part in enumerate(folders) if part in NOISE_FOLDERS), len(folders))
+    return PurePosixPath(*folders[:depth], path.name.removeprefix("._"))
+
+
+def _who(path: PurePosixPath, exercises: Sequence[str], inside: PurePosixPath | None) -> tuple[Named | None, str, str]:
+    """What the path says, the student and the exercise, as far as it tells them."""
+    try:
+        named = read_name(path, exercises, inside)
+    except ValueError:
+        return None, "", ""
+    person = named.person if path.parts[:-1] or named.exercises or named.layout != "flat" else ""
+    return named, person, named.exercises[0] if len(named.exercises) == 1 else ""
 
 
 def _attempts(files: Sequence[File]) -> dict[str, Attempt]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from labsupport.files import write_atomically
 from labsupport.grading.intake.candidates import Candidate, read_source
-from labsupport.grading.intake.folder_name import folder_of
-from labsupport.grading.intake.history import Entry, append_log, read_log
+from labsupport.grading.intake.history import append_log, read_log
 from labsupport.grading.intake.incoming import find
+from labsupport.grading.intake.others import Other
 from labsupport.grading.intake.outcome import Collection
 from labsupport.grading.intake.plan import Plan, make_plan
 from labsupport.grading.intake.roster import Roster
@@ -48,16 +47,15 @@ def collect(
     deadline = deadline.astimezone() if deadline is not None and deadline.tzinfo is None else deadline
     run = datetime.now().astimezone().isoformat(timespec="microseconds")
     candidates: list[Candidate] = []
-    decided: list[Entry] = []
+    others: list[Other] = []
     for source in sources:
         _require_apart(source, out)
-        ready, others = read_source(source, find(source), exercises, exercise, ids or {}, run)
+        ready, rest = read_source(source, find(source), exercises, exercise, ids or {}, run)
         candidates += ready
-        decided += others
+        others += rest
     old = read_log(out)
-    plan = make_plan(candidates, old, out, roster, deadline, run)
-    collection = Collection([*decided, *plan.entries], deadline=deadline, dry_run=dry_run)
-    collection.entries = _about_students(collection.entries, out)
+    plan = make_plan(candidates, old, out, roster, deadline, run, others)
+    collection = Collection(plan.entries, deadline=deadline, dry_run=dry_run)
     if roster is not None:
         seen = {entry.student for entry in collection.kept}
         collection.missing = [student.id for student in roster.students if student.id not in seen]
@@ -77,28 +75,6 @@ def _carry_out(plan: Plan, out: Path) -> None:
             (out / before).parent.rmdir()
     for candidate, target in plan.copies:
         write_atomically(out / target, candidate.file.read())
-
-
-def _about_students(entries: list[Entry], out: Path) -> list[Entry]:
-    """The same rows; a file that is no notebook is worth a look if its student has handed in no notebook.
-
-    If its name tells an exercise, it is if there is no notebook for that one: "ex02.pdf" beside "ex01.ipynb".
-    """
-    have = {entry.target for entry in entries if entry.decision != "left out" and entry.digest}
-    people = {person for person, _ in have}
-
-    def seen(entry: Entry) -> Entry:
-        if entry.decision != "ignored" or not entry.student or entry.digest:
-            return entry
-        if entry.target in have if entry.exercise else entry.target[0] in people:
-            return entry
-        if any((out / folder_of(entry.student)).glob(f"{entry.exercise or '*'}.ipynb")):
-            return entry
-        lacking = f"no notebook for {entry.exercise}" if entry.exercise else "no notebook"
-        why = f"unknown: {entry.reason}, and {entry.student} has {lacking}"
-        return replace(entry, decision="left out", look="look", reason=why)
-
-    return [seen(entry) for entry in entries]
 
 
 def _require_apart(source: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
-"""Names in the exports of Blackboard and Gradescope.
+"""Names in the exports of Blackboard, Brightspace and Gradescope.
 
     Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb     Blackboard, "Assignment File Download"
+    123-456 - Jane Doe - Jan 2, 2026 1023 AM - ex01.ipynb      Brightspace, "Download"
     assignment_77_export/submission_1234/ex01.ipynb            Gradescope, "Export Submissions"
 
 Blackboard writes the login and the time of each attempt; a file without a name after the time is its own receipt.
@@ -16,6 +17,9 @@ from datetime import datetime
 
 BLACKBOARD = re.compile(
     r"^(?P<title>.+)_(?P<login>[^_]+)_attempt_(?P<time>\d{4}(?:-\d\d){5})(?:_(?P<file>.+))?$", re.DOTALL
+)
+BRIGHTSPACE = re.compile(
+    r"^\d+-\d+ ?- ?(?P<name>.+?) ?- ?(?P<time>[A-Z][a-z]+ \d{1,2}, \d{4} \d{3,4} [AP]M) ?- ?(?P<file>.+)$", re.DOTALL
 )
 GRADESCOPE = re.compile(r"^submission_(\d{3,})$")
 METADATA = "submission_metadata.yml"
@@ -35,6 +39,19 @@ def blackboard_time(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%d-%H-%M-%S").astimezone()
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def brightspace_time(text: str) -> datetime | None:
+    """When a file was handed in: "Jan 2, 2026 1023 AM", in local time, with the month in full or not."""
+    day, _, clock = text.rpartition(", ")
+    year, digits, half = clock.split()
+    for month in ("%b", "%B"):
+        try:
+            moment = f"{day} {year} {digits[:-2]}:{digits[-2:]} {half}"
+            return datetime.strptime(moment, f"{month} %d %Y %I:%M %p").astimezone()
+        except (ValueError, OverflowError, OSError):
+            continue
+    return None
 
 
 def read_metadata(text: str) -> dict[str, Attempt]:

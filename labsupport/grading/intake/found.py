@@ -22,6 +22,7 @@ class File:
     read: Callable[[], bytes]  # raises Refused
     inside: PurePosixPath | None = None  # in an archive among the files; `path` is then that of the archive
     remark: str = ""  # what was not clear about its name
+    unsure: bool = False  # whether its name may be another
 
 
 @dataclass

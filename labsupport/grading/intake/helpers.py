@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labsupport.grading.intake.cell_code import defined_names, parse, used_names
+from labsupport.grading.intake.changes import aliases, changed_names, changing_functions, root
 from labsupport.grading.intake.magics import as_python, written_module
-
-_SHOWING = frozenset({"print", "display", "len", "type", "help", "repr", "list", "sorted", "sum", "max", "min"})
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,17 @@ def choose_helpers(own: Sequence[tuple[int, str]], answers: Sequence[str], setup
     used = set().union(*(used_names(source) for source in answers))
     after = {i for i, source in enumerate(sources) if changed_names(source, calls=False) & answered}
     missing = used.union(*(used_names(sources[i]) for i in after)) - given
+    functions = changing_functions(sources)
+    changes = [changed_names(source, functions=functions) for source in sources]
+    changed_at_all = set().union(*changes)
     writes = {i: name for i, source in enumerate(sources) if (name := written_module(source))}
     defines = [set() if i in after else defined_names(source) - given for i, source in enumerate(sources)]
     chosen = {i for i, source in enumerate(sources) if settings(source) & used}
     while True:
         known = set().union(*(defines[i] for i in chosen))
         new = {i for i, names in enumerate(defines) if names & missing}
-        new |= {i for i, source in enumerate(sources) if changed_names(source) & missing & known}
+        missing |= set().union(*(aliases(source, missing) for source in sources)) & changed_at_all
+        new |= {i for i, names in enumerate(changes) if names & missing & known}
         if wanted := set(writes.values()) and set().union(
             *(imported_modules(source) for source in (*answers, *(sources[i] for i in chosen | new | after)))
         ):
@@ -66,36 +69,13 @@ def choose_helpers(own: Sequence[tuple[int, str]], answers: Sequence[str], setup
     )
 
 
-def changed_names(source: str, calls: bool = True) -> set[str]:
-    """Names of what the source changes without binding the name, at its top level.
-
-    Args:
-        calls: a call may change what it is given, and what its method belongs to.
-    """
-    found: set[str] = set()
-    for node in _top_level(source):
-        targets: list[ast.expr] = []
-        if isinstance(node, ast.Assign | ast.Delete):
-            targets = list(node.targets)
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets = [node.target]
-        elif calls and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            call = node.value
-            if isinstance(call.func, ast.Attribute):
-                targets = [call.func]
-            if not (isinstance(call.func, ast.Name) and call.func.id in _SHOWING):
-                found |= {argument.id for argument in call.args if isinstance(argument, ast.Name)}
-        found |= {name for target in targets if (name := _root(target))}
-    return found
-
-
 def settings(source: str) -> set[str]:
     """Names of the modules of which the source sets something, if it does nothing else (but import)."""
     tree, found = parse(source), set()
     for node in tree.body if tree is not None else []:
         call = node.value if isinstance(node, ast.Expr) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-            if not call.func.attr.startswith(("set", "manual_seed", "seed")) or not (name := _root(call.func)):
+            if not call.func.attr.startswith(("set", "manual_seed", "seed")) or not (name := root(call.func)):
                 return set()
             found.add(name)
         elif not isinstance(node, ast.Import | ast.ImportFrom):
@@ -130,12 +110,20 @@ def defines_anything(source: str) -> bool:
     return False
 
 
-def why_missing(message: str, left_out: Sequence[tuple[int, str]]) -> str:
-    """For the NameError of an answer: which cell would have defined the name, and why it did not run; else empty."""
+def why_missing(message: str, left_out: Sequence[tuple[int, str]], failed: Sequence[tuple[int, str, str]] = ()) -> str:
+    """For the NameError of an answer: which cell would have defined the name, and why it did not; else empty.
+
+    Args:
+        left_out: number and source of the cells that did not run.
+        failed: number, source and error of those that did, and ended with an error.
+    """
     found = re.search(r"NameError: name '(\w+)' is not defined", message)
     if not found:
         return ""
     name = found[1]
+    for number, source, error in reversed(failed):
+        if name in defined_names(source):
+            return f"your cell {number}, which defines {name}, ended with {error}"
     for number, source in reversed(left_out):
         if name in defined_names(source):
             return (
@@ -144,27 +132,3 @@ def why_missing(message: str, left_out: Sequence[tuple[int, str]]) -> str:
         if parse(source) is None and re.search(rf"\b{re.escape(name)}\b", source):
             return f"your cell {number}, in which {name} stands, was left out: it is not valid Python"
     return f"no cell of your notebook defines {name}: if it worked, the kernel still knew it from a cell that is gone"
-
-
-def _top_level(source: str) -> list[ast.stmt]:
-    """The statements that run when the cell does, those inside of `if`, `for`, `with` and `try` too."""
-    tree = parse(source)
-    found: list[ast.stmt] = []
-    waiting: list[ast.stmt] = list(tree.body) if tree is not None else []
-    while waiting:
-        node = waiting.pop()
-        found.append(node)
-        if isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try):
-            for field in ("body", "orelse", "finalbody"):
-                waiting += getattr(node, field, [])
-            for handler in getattr(node, "handlers", []):
-                waiting += handler.body
-    return found
-
-
-def _root(target: ast.expr) -> str:
-    """The name at the bottom of ``a.b[c].d``; empty for a plain name."""
-    node = target
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) and node is not target else ""

@@ -48,6 +48,8 @@ def identify(named: Named, roster: Roster | None, attempts: Mapping[str, Attempt
                          "as --roster, it has their numbers")  # fmt: skip
     if named.layout == "flat":
         return Identity(*_by_flat_name(named, roster))
+    if named.layout in ("folder", "nbgrader"):
+        return Identity(*_by_folder(named, roster))
     student = roster.find(_with_group_cut_off(people[0]) if named.layout == "moodle" else people)
     if student is None:
         raise ValueError(f"{(people or named.people)[0]!r} is not on the roster")
@@ -65,9 +67,9 @@ def _by_canvas_number(named: Named, roster: Roster) -> tuple[str, str]:
         student = rest.find(named.people[1:]) or next((s for s in rest.students if s.id == named.number), None)
     if student is None:
         raise ValueError(f"{named.person!r}, Canvas's number {named.number}, is not on the roster")
-    agrees = len(named.people) < 2 or not student.name or _agree(student, named.people[1])
+    known = len(named.people) < 2 or not student.name or agrees(student, named.people[1])
     remark = f"{named.person!r} is taken for a group: its number {named.number} is that of {student.id}"
-    return student.id, "" if agrees else remark
+    return student.id, "" if known else remark
 
 
 def _by_participant(named: Named, roster: Roster) -> Student:
@@ -75,18 +77,20 @@ def _by_participant(named: Named, roster: Roster) -> Student:
     if student is None:
         raise ValueError(f"participant {named.number} ({named.person!r}) is not in the grading worksheet: is it that "
                          "of this assignment?")  # fmt: skip
-    others = {each.id for each in roster.students if each is not student and _said(each, named.person)}
-    if others and not _said(student, named.person):
+    if _said(student, named.person):
+        return student
+    if any(_said(each, named.person) for each in roster.students):
         raise ValueError(f"participant {named.number} is {student.name or student.id!r} in the grading worksheet, but "
                          f"the name says {named.person!r}: is it that of this assignment?")  # fmt: skip
     return student
 
 
 def _said(student: Student, person: str) -> bool:
-    return bool(student.name) and any(_agree(student, name) for name in _with_group_cut_off(person))
+    return bool(student.name) and any(agrees(student, name) for name in _with_group_cut_off(person))
 
 
-def _agree(student: Student, name: str) -> bool:
+def agrees(student: Student, name: str) -> bool:
+    """Whether ``name`` is one of the student's, in any usual order and spelling."""
     return plain_key(name) in {plain_key(n) for n in student.names + student.turned_names} - {""}
 
 
@@ -107,6 +111,15 @@ def _by_flat_name(named: Named, roster: Roster) -> tuple[str, str]:
     if not sides:
         raise ValueError(f"{named.person!r} is not on the roster")
     return sides.pop(), f"{named.person!r} is not on the roster, a part of it is"
+
+
+def _by_folder(named: Named, roster: Roster) -> tuple[str, str]:
+    """The outermost folder, or, where that is nobody's, the first one inside of it that is somebody's."""
+    for folder in (named.person, *named.sides):
+        if (student := roster.find([folder])) is not None:
+            beside = f"{named.person!r} is not on the roster, {folder!r} in it is"
+            return student.id, "" if folder == named.person else beside
+    raise ValueError(f"{named.person!r} is not on the roster")
 
 
 def _submitter(named: Named, attempts: Mapping[str, Attempt]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from labsupport.grading.intake import found as limits
 from labsupport.grading.intake.archives import entries_of, open_bytes, open_file
 from labsupport.grading.intake.found import File, Found, Refused
-from labsupport.grading.intake.kinds import archive_kind, noise
+from labsupport.grading.intake.kinds import archive_kind, is_notebook_name, noise
 from labsupport.grading.intake.zip_names import decoded, mended
 
 
@@ -38,6 +38,8 @@ def find(source: Path) -> Found:
             found.refused.append((source.name, str(refused)))
     else:
         raise ValueError(f"SOURCE must be a folder, a zip or a tar, got {source}")
+    if not found.files and not found.refused:
+        found.refused.append((source.name, "holds no file"))
     return _with_inner_archives(found)
 
 
@@ -45,7 +47,7 @@ def _with_inner_archives(found: Found) -> Found:
     """Students' archives replaced by what they hold."""
     opened = Found(refused=found.refused)
     for file in found.files:
-        if noise(file.path) or not archive_kind(file.path.name):
+        if noise(file.path) or not (archive_kind(file.path.name) or _is_zip_under_another_name(file)):
             opened.files.append(file)
             continue
         try:
@@ -64,6 +66,16 @@ def _with_inner_archives(found: Found) -> Found:
     return opened
 
 
+def _is_zip_under_another_name(file: File) -> bool:
+    """Whether a student called a zip "ex01.ipynb" or "ex01"; documents are zips too, and have other names."""
+    if not is_notebook_name(file.path.name) and file.path.suffix:
+        return False
+    try:
+        return file.read().startswith(b"PK\x03\x04")
+    except Refused:
+        return False
+
+
 def _in_folder(root: Path) -> Found:
     found = Found()
     for path in _walk(root, root, found):
@@ -71,7 +83,8 @@ def _in_folder(root: Path) -> Found:
         name = "/".join(mended(decoded(part)) for part in raw.split("/"))
         remark = "" if name == raw else f"its name was not readable and is taken as {name!r}"
         modified = datetime.fromtimestamp(path.lstat().st_mtime).astimezone()
-        found.files.append(File(PurePosixPath(name), name, modified, partial(_read_file, path), remark=remark))
+        origin = decoded(raw)
+        found.files.append(File(PurePosixPath(name), origin, modified, partial(_read_file, path), remark=remark))
         if len(found.files) > limits.MAX_ENTRIES:
             raise ValueError(f"SOURCE must hold at most {limits.MAX_ENTRIES:,} files, {root} holds more")
     return found

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 _MAX_BYTES = 200_000
 _MAGIC = re.compile(r"^\s*[%!?]|\?\s*(#.*)?$|^\s*\w[\w., ]*=\s*[%!]", re.MULTILINE)
-_CELL_MAGIC = re.compile(r"\A\s*%%(time|capture|prun)\b[^\n]*\n")  # that run the rest of the cell as Python
+_CELL_MAGIC = re.compile(r"\A(?:\s*%%(?:time|capture|prun)\b[^\n]*\n)+")  # that run the rest of the cell as Python
 
 
 _LINE_MAGIC = re.compile(r"^([ \t]*)%(?:time|prun)[ \t]+(?!-)", re.MULTILINE)  # that run the rest of the line as Python

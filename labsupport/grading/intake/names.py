@@ -5,7 +5,7 @@
     submitted/alice/week1/ex01_int8_symmetric.ipynb           nbgrader
     Jane Doe_12345_assignsubmission_file_/ex01.ipynb          Moodle, "Download all submissions", as folders or not
     doejane_LATE_1234_5678_ex01_int8_symmetric-2.ipynb        Canvas, "Download submissions"
-    Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb    Blackboard; for Gradescope see `exports`
+    Exercise 1_jdoe_attempt_2026-02-01-12-30-45_ex01.ipynb    Blackboard; for others see `exports`
 
 Moodle's number identifies the participant within one assignment, and a group's name and a hyphen may stand before the
 person's; Canvas's first number identifies the user in all courses, its second the file (mod/assign/classes/
@@ -20,14 +20,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from labsupport.grading.intake.copies import without_copy_marks
-from labsupport.grading.intake.exports import BLACKBOARD, GRADESCOPE, blackboard_time
+from labsupport.grading.intake.copies import without_copy_marks, without_inner_marks
+from labsupport.grading.intake.exports import BLACKBOARD, BRIGHTSPACE, GRADESCOPE, blackboard_time, brightspace_time
 
-_MOODLE = re.compile(r"^(?P<name>[^_]+)_(?P<id>\d+)_assignsubmission_[a-z]+(?:_(?P<file>.*))?$", re.DOTALL)
-_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>\d+)_(?P<file_id>\d+)_(?P<file>.+)$", re.DOTALL)
+_MOODLE = re.compile(r"^(?P<name>.+?)_(?P<id>\d+)_assignsubmission_[a-z]+(?:_(?P<file>.*))?$", re.DOTALL)
+_CANVAS = re.compile(r"^(?P<name>.+?)_(?P<late>LATE_)?(?P<id>[1-9]\d*)_(?P<file_id>[1-9]\d*)_(?P<file>.+)$", re.DOTALL)
 _CANVAS_ANONYMOUS = re.compile(r"^(?P<name>)(?P<late>LATE_)?(?P<id>anon_\w{5})_(?P<file_id>\d+)_(?P<file>.+)$")
-_PERHAPS_AGAIN = re.compile(r"(?:-|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
+_PERHAPS_AGAIN = re.compile(r"(?:[ _-]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # or part of a name: "group-3"
 _SURELY_AGAIN = re.compile(r"(?:[- ]|[ _-]+v)(\d{1,3})$", re.IGNORECASE)  # right after the exercise
+_EXERCISE = (
+    "ex|exercise|exercice|ejercicio|exerc[ií]cio|esercizio|übung|aufgabe|oefening|övning|ćwiczenie|упражнение|练习|練習"
+)
 _SEPARATORS = ' _-.,"“”„«»「」'
 
 
@@ -37,12 +40,13 @@ class Named:
 
     exercises: tuple[str, ...]  # that the name may mean; best only one
     people: tuple[str, ...]
-    layout: str  # flat | folder | nbgrader | moodle | canvas | blackboard | gradescope
+    layout: str  # flat | folder | nbgrader | moodle | canvas | blackboard | brightspace | gradescope
     number: str = ""  # the LMS's number of the person (Gradescope: of the submission)
     late: bool = False  # marked so by Canvas in the name
     version: tuple[int, int] = (0, 0)  # larger if handed in later: Canvas's id of the file, the "-2" in a name
-    time: datetime | None = None  # Blackboard's
-    sides: tuple[str, ...] = ()  # flat: what stands before and behind the exercise, if there is something on both sides
+    time: datetime | None = None  # Blackboard's, Brightspace's
+    # flat: what stands before and behind the exercise, if something does on both sides; folder: those further inside
+    sides: tuple[str, ...] = ()
 
     @property
     def person(self) -> str:
@@ -97,6 +101,9 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
         common += 1
     if "submitted" in parents[0][:common]:
         return parents[0].index("submitted") + 1
+    if common and exercise_alone(parents[0][common - 1], exercises):  # ex01/alice/..., ex01/alice.ipynb, alice/ex01/...
+        whose = [len(p.parts) - 1 > common or _exercise_in(stem_of(p.name), (), exercises)[1] for p in paths]
+        return common - 1 if any(whose) and (len(paths) > 1 or common == 1) else max(common - 2, 0)
     if min(map(len, parents)) > common or _moodle_or_flat([p for p in paths if len(p.parts) - 1 == common], exercises):
         return common
     return max(common - 1 - stamped, 0)  # the innermost common folder belongs to the only student
@@ -105,7 +112,9 @@ def wrapper(paths: Sequence[PurePosixPath], exercises: Sequence[str], stamped: b
 def is_of_an_lms(path: PurePosixPath) -> bool:
     """Whether an LMS wrote some part of this path."""
     stem = stem_of(path.name)
-    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or bool(BLACKBOARD.match(stem) or _CANVAS.match(stem))
+    return any(map(_of_an_lms, (*path.parts[:-1], stem))) or any(
+        pattern.match(stem) for pattern in (BLACKBOARD, BRIGHTSPACE, _CANVAS)
+    )
 
 
 def stem_of(name: str) -> str:
@@ -130,14 +139,21 @@ def _read_outer(path: PurePosixPath, exercises: Sequence[str]) -> Named:
     if not parents and (found := BLACKBOARD.match(stem)):
         told, _, again = _exercise_in(found["file"] or "", (found["title"],), exercises)
         return Named(told, (found["login"],), "blackboard", version=(0, again), time=blackboard_time(found["time"]))
+    if not parents and (found := BRIGHTSPACE.match(stem)):
+        told, _, again = _exercise_in(found["file"], (), exercises)
+        return Named(told, (found["name"],), "brightspace", version=(0, again), time=brightspace_time(found["time"]))
     canvas = _CANVAS_ANONYMOUS.match(stem) or _CANVAS.match(stem)
     if canvas and not parents and not _matches(canvas["name"], exercises):
         told, _, again = _exercise_in(canvas["file"], (), exercises)
         people = tuple(name for name in (canvas["id"], canvas["name"]) if name)
         return Named(told, people, "canvas", canvas["id"], bool(canvas["late"]), (int(canvas["file_id"]), again))
+    if parents and (exercise := exercise_alone(parents[0], exercises)):  # ex01/alice/..., ex01/alice.ipynb
+        named = _read_outer(PurePosixPath(*path.parts[1:]), exercises)
+        return replace(named, exercises=named.exercises or (exercise,))
     told, sides, again = _exercise_in(stem, parents[1:], exercises)
     if parents:
-        return Named(told, (parents[0],), "nbgrader" if len(parents) == 2 else "folder", version=(0, again))
+        layout = "nbgrader" if len(parents) == 2 else "folder"
+        return Named(told, (parents[0],), layout, version=(0, again), sides=parents[1:])
     rest = "_".join(sides)
     if not rest:
         raise ValueError("there is no student in the name")
@@ -180,7 +196,8 @@ def _exercise_in(
         after = stem[end:]
         if len(matches) == 1 and (found := _SURELY_AGAIN.fullmatch(after)) is not None:
             after, again = "", max(again, int(found[1]))
-        return tuple(matches), _sides(stem[:start], after), again
+        before, after = without_inner_marks(stem[:start], after)
+        return tuple(matches), _sides(before, after), again
     return (), _sides(stem), again
 
 
@@ -188,12 +205,20 @@ def _sides(*texts: str) -> tuple[str, ...]:
     return tuple(part for text in texts if (part := text.strip(_SEPARATORS)))
 
 
+def exercise_alone(text: str, exercises: Sequence[str]) -> str:
+    """The exercise whose name is all of ``text``; else empty."""
+    matches = _matches(text, exercises)
+    whole = [name for name, (start, end) in matches.items() if not _sides(text[:start], text[end:])]
+    return whole[0] if len(whole) == len(matches) == 1 else ""
+
+
 def _matches(text: str, exercises: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Exercises that ``text`` names, in full or as "ex01", and where."""
+    """Exercises that ``text`` names, in full or as "ex01" or "Exercise 1", and where."""
     found: dict[str, tuple[int, int]] = {}
     for exercise in exercises:
         number = exercise.partition("_")[0]
-        for pattern in (re.escape(exercise), rf"{re.escape(number)}(?!\d)"):
+        words = rf"(?:{_EXERCISE})[ _-]*0*{number.lstrip('ex').lstrip('0') or '0'}(?![0-9])"
+        for pattern in (re.escape(exercise), rf"{re.escape(number)}(?!\d)", words):
             hit = re.search(rf"(?<![a-z0-9]){pattern}", text, re.IGNORECASE)
             if hit:
                 found[exercise] = hit.span()

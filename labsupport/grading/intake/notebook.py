@@ -23,6 +23,7 @@ from typing import Any
 
 from labsupport.checks.source import syntax_error
 from labsupport.grading.intake.cell_code import same_code
+from labsupport.grading.intake.encodings import decoded_text
 from labsupport.grading.intake.helpers import choose_helpers
 from labsupport.grading.intake.placement import find_elsewhere
 
@@ -51,6 +52,7 @@ class Submission:
     notes: tuple[str, ...] = ()
     syntax_errors: dict[str, str] = field(default_factory=dict)  # id -> where and why Python cannot read an answer
     left_out: tuple[tuple[int, str], ...] = ()  # the student's own cells that do not run: number in the file, source
+    own: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> those that do run
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,14 @@ def read_submission(data: bytes, pristine: bytes) -> Submission:
     cells += [(f"after-{i}", source) for i, source in enumerate(helpers.after)]
     if sum(len(source) for _, source in cells) > MAX_SOURCE_BYTES:
         raise InvalidNotebook(f"its answers are longer than {MAX_SOURCE_BYTES >> 10} KiB")
+    numbers = {source: number for number, source in own}
+    ran_too = {name: (numbers[source], source) for name, source in cells if name.startswith(("own-", "after-"))}
     written = [source for name, source in cells if name not in exercise.setup]
     if any(_REACHES_IN.search(source) for source in written):
         notes.append("your code names the course's checks, or Python's table of modules; a person should read it")
     attempted = any(not same_code(source, exercise.stubs[name]) for name, source in answers.items())
     broken = {name: problem for name, source in cells[len(exercise.setup) :] if (problem := syntax_error(source))}
-    return Submission(tuple(cells), answers, attempted or bool(moved), tuple(notes), broken, helpers.left_out)
+    return Submission(tuple(cells), answers, attempted or bool(moved), tuple(notes), broken, helpers.left_out, ran_too)
 
 
 def read_cells(data: bytes) -> list[Cell]:
@@ -122,7 +126,7 @@ def read_cells(data: bytes) -> list[Cell]:
     if data.count(b"[") + data.count(b"{") + data.count(b",") > MAX_JSON_ITEMS:
         raise InvalidNotebook(f"it holds more than {MAX_JSON_ITEMS:,} values")
     try:
-        notebook = json.loads(data.decode("utf-8-sig"))
+        notebook = json.loads(decoded_text(data))
     except UnicodeDecodeError:
         raise InvalidNotebook("it is not in UTF-8") from None
     except RecursionError:

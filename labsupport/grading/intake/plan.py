@@ -7,6 +7,7 @@ whose name depends only on the names that were seen.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from labsupport.grading.intake.folder_name import folder_of, name_of
 from labsupport.grading.intake.folders import Folders, move_namesakes, read_folders, suffix_of
 from labsupport.grading.intake.history import Entry, latest
 from labsupport.grading.intake.identify import TestStudent, identify
+from labsupport.grading.intake.others import Other, rows_of_others
 from labsupport.grading.intake.roster import Roster
 from labsupport.grading.intake.spelling import name_key
 
@@ -38,6 +40,7 @@ def make_plan(
     roster: Roster | None,
     deadline: datetime | None,
     run: str,
+    others: Sequence[Other] = (),
 ) -> Plan:
     there = latest(old)
     folders = read_folders(out, there)
@@ -61,12 +64,15 @@ def make_plan(
             plan.entries.append(replace(entry, decision="ignored", reason=str(test)))
             continue
         except ValueError as error:
-            plan.entries.append(replace(entry, reason=f"unknown: {error}", look="look"))
+            plan.entries.append(
+                replace(entry, reason="; ".join((f"unknown: {error}", *candidate.remarks)), look="look")
+            )
             continue
         name = identity.student if "~" in folder else name_of(folder)
         folders.spellings[name_key(name)].add(name)
         remarks = [*candidate.remarks, *([identity.remark] if identity.remark else [])]
-        entry = replace(entry, reason="; ".join(remarks), look="look" * candidate.look)
+        look = candidate.look or (candidate.file.unsure and roster is None)  # a roster that has the name confirms it
+        entry = replace(entry, reason="; ".join(remarks), look="look" * look)
         found.append((entry, candidate, name, identity.suffix))
     folders.rename()
     if roster is None:
@@ -78,6 +84,7 @@ def make_plan(
         versions[entry.target].append((entry, candidate))
     for target in sorted(versions):
         _decide(plan, versions[target], there.get(target))
+    plan.entries = rows_of_others(others, plan.entries, _students(plan.entries, there), roster, out) + plan.entries
     return plan
 
 
@@ -96,7 +103,8 @@ def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | N
     stays = known and current is not None and (current.age, current.digest) > (candidate.version, candidate.digest)
     for entry, other in group if stays else group[:-1]:
         best = current if stays and current is not None else winner
-        plan.entries.append(_older(entry, other, best))
+        rival = None if stays else candidate
+        plan.entries.append(_older(entry, other, best, rival))
     if stays:
         return
     if present == candidate.digest:
@@ -113,15 +121,30 @@ def _decide(plan: Plan, group: list[tuple[Entry, Candidate]], current: Entry | N
     plan.copies.append((candidate, path))
 
 
-def _older(entry: Entry, candidate: Candidate, best: Entry) -> Entry:
-    """The row of a version that is not the latest."""
+def _older(entry: Entry, candidate: Candidate, best: Entry, rival: Candidate | None) -> Entry:
+    """The row of a version that is not the latest; ``rival``: the latest, if it is of this run."""
     if candidate.digest == best.digest:
         return replace(entry, decision="unchanged", reason=f"the same bytes as {best.source}", look=entry.look)
     if candidate.version == best.age:
         why = f"nothing tells whether it is later than {best.source}, which is kept"
         return replace(entry, reason=why, look="look")
+    if rival is not None and (folders := _side_by_side(candidate, rival)):
+        why = f"{' and '.join(folders)} in one student's folder both have {entry.exercise}, {best.source} is kept: "
+        why += "if they are students, give the folder around them as a SOURCE of its own"
+        return replace(entry, reason=why, look="look")
     when = f" ({best.handed_in})" if best.handed_in else ""
     return replace(entry, reason=f"an older version: {best.source}{when} is later and kept", look="")
+
+
+def _side_by_side(one: Candidate, other: Candidate) -> list[str]:
+    """The folders that hold the two files, if they are side by side, and more than versions ("Version 1")."""
+    if {one.named.layout, other.named.layout} - {"folder", "nbgrader"} or one.file.inside or other.file.inside:
+        return []
+    mine, theirs = one.file.path.parent.parts, other.file.path.parent.parts
+    pair = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+    if pair is None or re.sub(r"\d+", "", pair[0]) == re.sub(r"\d+", "", pair[1]):
+        return []
+    return sorted(map(repr, pair))
 
 
 def _numbers(candidates: Sequence[Candidate], there: dict[tuple[str, str], Entry]) -> dict[tuple[str, str], set[str]]:
@@ -135,6 +158,12 @@ def _numbers(candidates: Sequence[Candidate], there: dict[tuple[str, str], Entry
             person = entry.student.removesuffix(suffix_of(entry))
             numbers[entry.exercise, name_key(person)].add(entry.number)
     return numbers
+
+
+def _students(rows: Sequence[Entry], there: dict[tuple[str, str], Entry]) -> dict[tuple[str, str], str]:
+    """Key of a name and Moodle's number -> the student who has them."""
+    known = [entry for entry in (*there.values(), *rows) if entry.number]
+    return {(name_key(e.student.removesuffix(suffix_of(e))), e.number): e.student for e in known}
 
 
 def _digest(path: Path) -> str | None:

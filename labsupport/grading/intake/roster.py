@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from labsupport.grading.intake.encodings import decoded_text
 from labsupport.grading.intake.roster_columns import fields_of, participant_number
 from labsupport.grading.intake.spelling import loose_key, name_key, plain_key
 
@@ -125,14 +126,14 @@ def read_roster(path: Path) -> Roster:
 def _read_table(path: Path) -> list[list[str]]:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = decoded_text(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"--roster must be UTF-8, {path} is not: {error}") from None
     first = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",;\t", key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
-    if rows and len(rows[0]) == 1 and rows[0][0].lower().startswith("sep="):  # a hint for Excel
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=rows[0][0][4:] or ";") if row][1:]
+    hint = re.fullmatch(r"(?i)sep=(.)", first.strip("\r\n\"'"))  # for Excel
+    delimiter = hint[1] if hint else delimiter
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row][bool(hint) :]
     if not rows:
         raise ValueError(f"--roster must have a header, {path} is empty")
     return rows

@@ -72,8 +72,8 @@ def fields_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[int,
     for i, cell in enumerate(header):
         field = _FIELDS.get(plain_key(cell))
         values = [value for row in rows if len(row) > i and (value := row[i].strip())]
-        if field in (None, "canvas_id", "moodle_id") and _mostly(_PARTICIPANT, values) and _one_word(values):
-            field = "moodle_id"
+        if i == 0 and field in (None, "canvas_id") and _mostly(_PARTICIPANT, values) and _one_word(values):
+            field = "moodle_id"  # Moodle's worksheets begin with it
         elif field == "moodle_id" and not _mostly(re.compile(r"\D*\d+"), values):
             field = "login" if "login" not in found.values() else None  # French calls both "Identifiant"
         if field is None and "email" not in found.values() and _mostly(_EMAIL, values):
@@ -92,8 +92,11 @@ def participant_number(text: str) -> str:
 
 
 def _names(header: Sequence[str], rows: Sequence[Sequence[str]], known: dict[int, str]) -> dict[int, str]:
-    """The first columns that hold names, by content, if e-mail addresses or participants show that people are meant."""
-    if not {"email", "moodle_id", "login", "sis_id"} & set(known.values()):
+    """The first columns that hold names, by content, if e-mail addresses or user names show that people are meant.
+
+    A worksheet of blind marking has none of them, and its status is no name.
+    """
+    if not {"email", "login", "sis_id"} & set(known.values()):
         return {}
     columns = []
     for i in range(len(header)):

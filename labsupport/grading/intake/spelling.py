@@ -8,6 +8,7 @@ the stricter comparisons find nobody.
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 
 _SPELLED_OUT = str.maketrans(
     {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
@@ -30,6 +31,7 @@ def loose_key(text: str) -> str:
     return "".join(c for c in key if unicodedata.category(c)[0] not in "ZPC") or key
 
 
+@lru_cache(maxsize=16384)
 def plain_key(text: str) -> str:
     """Equal also for spellings that differ in the accents of Latin, Greek or Cyrillic letters."""
     kept, bare = [], False

@@ -2,47 +2,57 @@
 
 A zip's names are in UTF-8 if a flag says so, else in cp437 by the specification, and in practice in whatever the
 packing system used: UTF-8 (macOS, many web applications), cp437 or cp850 (Windows), cp1252. All names of one zip are
-read in the same encoding, the first in which none of them looks wrong.
+read in the same encoding (`encodings`).
 """
 
 from __future__ import annotations
 
 import struct
-import unicodedata
 import zipfile
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+
+from labsupport.grading.intake.encodings import Guess, guess_encoding, oddness
 
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075  # Info-ZIP's extra field
-_CANDIDATES = ("cp437", "cp1252", "cp850")
-_SIGNS = frozenset("ªºƒⁿµ¹²³¼½¾")  # letters and digits by Unicode, but not of names
+# What a Latin name has, whose cp1252 was taken for cp437: "Jⁿrgen", "JosΘ", "Mu±oz"
+_AS_CP437 = frozenset("ⁿ√≥≤≡≈∞∩±αβΓπΣστΦΘΩδφε") | {chr(code) for code in range(0x2500, 0x25A0)}
 
 
-def entry_names(entries: Sequence[zipfile.ZipInfo]) -> tuple[list[str], str]:
-    """The name of each entry, and which encoding was guessed for all: empty if none had to be, else a remark."""
+def entry_names(entries: Sequence[zipfile.ZipInfo]) -> tuple[list[str], Guess]:
+    """The name of each entry, and which encoding was guessed for those that have none recorded."""
     raw = {
         i: entry.orig_filename.encode("cp437")
         for i, entry in enumerate(entries)
         if not entry.flag_bits & _UTF8_FLAG and not entry.orig_filename.isascii() and _recorded(entry) is None
     }
-    encoding, remark = _encoding(raw.values())
+    guess = guess_encoding(raw.values())
     names = []
     for i, entry in enumerate(entries):
         recorded = _recorded(entry)
-        names.append(raw[i].decode(encoding) if i in raw else recorded if recorded is not None else entry.orig_filename)
-    return names, remark
+        names.append(
+            raw[i].decode(guess.encoding) if i in raw else recorded if recorded is not None else entry.orig_filename
+        )
+    return names, guess
 
 
 def mended(name: str) -> str:
-    """``name`` as it was before a program took its UTF-8 for cp437 ("J├╝rgen") or for cp1252 ("JÃ¼rgen")."""
-    for encoding in ("cp437", "cp1252"):
+    """``name`` as it was before a program misread it: UTF-8 as cp437 ("J├╝rgen"), cp1252 as cp437 ("Jⁿrgen")."""
+    if name.isascii():
+        return name
+    for encoding in ("cp437", "cp1252", "mac_roman"):
         try:
             before = name.encode(encoding).decode("utf-8")
         except UnicodeError:
             continue
-        if before != name and _oddness(before) < _oddness(name):
+        if before != name and oddness(before) < oddness(name):
             return before
+    if _AS_CP437 & set(name) and oddness(name):
+        try:
+            before = name.encode("cp437").decode("cp1252")
+        except UnicodeError:
+            return name
+        return name if oddness(before) else before
     return name
 
 
@@ -53,42 +63,7 @@ def decoded(name: str) -> str:
         return name
     except UnicodeEncodeError:
         data = name.encode("utf-8", "surrogateescape")
-        return data.decode(_encoding([data])[0])
-
-
-def _encoding(names: Iterable[bytes]) -> tuple[str, str]:
-    names = list(names)
-    if not names:
-        return "utf-8", ""
-    if _decodes(names, "utf-8"):
-        return "utf-8", ""
-    found = [encoding for encoding in _CANDIDATES if _decodes(names, encoding)]
-    costs = {encoding: sum(_oddness(name.decode(encoding)) for name in names) for encoding in found}
-    best = min(found, key=lambda encoding: costs[encoding], default="latin-1")
-    rivals = [e for e in found if costs[e] == costs.get(best) and any(n.decode(e) != n.decode(best) for n in names)]
-    unsure = f", which may also be {' or '.join(rivals)}" if rivals else ""
-    unsure += ", but then they look wrong: ask for a zip with names in UTF-8" if costs.get(best, 1) else ""
-    return best, f"the zip does not say how its names are encoded: read as {best}{unsure}"
-
-
-def _decodes(names: Iterable[bytes], encoding: str) -> bool:
-    try:
-        return all(name.decode(encoding) is not None for name in names)
-    except UnicodeDecodeError:
-        return False
-
-
-def _oddness(name: str) -> int:
-    """How many characters are unlikely in a name: symbols, controls, a Greek letter in a Latin word, "aB"."""
-    odd = sum(not c.isascii() and (unicodedata.category(c)[0] not in "LMN" or c in _SIGNS) for c in name)
-    for one, two in pairwise(name):
-        odd += one.isalpha() and two.isalpha() and _script(one) != _script(two)
-        odd += one.islower() and two.isupper() and not (one.isascii() and two.isascii())
-    return odd
-
-
-def _script(c: str) -> str:
-    return unicodedata.name(c, "").partition(" ")[0]
+        return data.decode(guess_encoding([data]).encoding)
 
 
 def _recorded(entry: zipfile.ZipInfo) -> str | None:

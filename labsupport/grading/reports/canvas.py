@@ -80,10 +80,12 @@ def columns_for(exercises: Sequence[str], roster: Roster | None, chosen: Mapping
         return {exercise: chosen.get(exercise, exercise) for exercise in exercises if chosen.get(exercise, exercise)}
     assignments = [c for c in roster.columns if c.strip() and not _NO_ASSIGNMENT.search(c.strip())]
     assignments = [c for c in assignments if "read only" not in (_points_possible(roster, c) or "").lower()]
+    numbered = [c for c in assignments if re.search(r" \(\d+\)$", c)]  # the others are the teacher's own: notes
+    assignments = numbered or assignments
     columns = {}
     for exercise in exercises:
         if exercise in chosen:
-            found = [c for c in assignments if chosen[exercise] in (c, re.sub(r" \(\d+\)$", "", c))]
+            found = [c for c in assignments if chosen[exercise] in _spellings(c)]
             if not chosen[exercise]:
                 continue
         else:
@@ -112,6 +114,12 @@ def read_chosen(grades: Path) -> dict[str, str]:
 
 def write_chosen(grades: Path, chosen: Mapping[str, str]) -> None:
     write_csv(grades / CHOSEN, ["exercise", "column"], [list(pair) for pair in chosen.items()])
+
+
+def _spellings(column: str) -> set[str]:
+    """ "Homework 1 (4711)": itself, its title, its number."""
+    found = re.fullmatch(r"(.*) \((\d+)\)", column, re.DOTALL)
+    return {column, found[1], found[2]} if found else {column}
 
 
 def _named(exercise: str, assignments: Sequence[str]) -> list[str]:

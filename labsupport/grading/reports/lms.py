@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from labsupport.grading.intake.identify import agrees
 from labsupport.grading.intake.roster import Roster, Student
 from labsupport.grading.reports.csv_safe import points
 from labsupport.grading.reports.results import Row
@@ -26,12 +28,40 @@ class Scores:
 
 
 def scores_of(rows: Sequence[Row], roster: Roster | None) -> Scores:
-    good = {(row.student, row.exercise): row for row in rows if row.status != "error"}
     notes = [f"{row.student}: {row.exercise} could not be graded, no score" for row in rows if row.status == "error"]
     students = sorted({row.student for row in rows})
-    people = [Student(student) for student in students]
+    people, ids = [Student(student) for student in students], {student: student for student in students}
     if roster is not None:
         people = list(roster.students)
-        listed = {student.id for student in people}
-        notes += [f"{student} is not on the roster" for student in students if student not in listed]
+        ids = _ids(students, roster)
+        if by_name := [student for student in students if ids.get(student, student) != student]:
+            such = f"such as {by_name[0]} ({ids[by_name[0]]})"
+            notes.append(f"{len(by_name)} students are found on the roster by their names, {such}")
+        notes += [f"{student} is not on the roster" for student in students if student not in ids]
+    good = {(ids[row.student], row.exercise): row for row in rows if row.status != "error" and row.student in ids}
     return Scores(sorted({row.exercise for row in rows}), people, good, notes)
+
+
+def _ids(students: Sequence[str], roster: Roster) -> dict[str, str]:
+    """Student of a row -> id on the roster, for submissions that were collected without it too.
+
+    Such a student has the name that the LMS gave to the file, with its number: "doejane_12", "Ann Lee_7".
+    """
+    listed = {student.id for student in roster.students}
+    ids = {student: student for student in students if student in listed}
+    meant = {student: found for student in students if student not in ids and (found := _meant(student, roster))}
+    counts = Counter([*ids.values(), *meant.values()])
+    return ids | {student: found for student, found in meant.items() if counts[found] == 1}
+
+
+def _meant(student: str, roster: Roster) -> str:
+    """The id of the only person on the roster who may be meant; else empty."""
+    name, _, number = student.rpartition("_")
+    numbered = [p for p in roster.students if number.isdecimal() and number in (p.canvas_id, p.moodle_id)]
+    if len(numbered) == 1 and agrees(numbered[0], name):
+        return numbered[0].id
+    try:
+        found = roster.find([student])
+    except ValueError:
+        return ""
+    return found.id if found is not None else ""

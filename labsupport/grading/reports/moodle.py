@@ -34,7 +34,7 @@ def write_moodle(path: Path, rows: Sequence[Row], roster: Roster | None = None) 
     if roster is not None:
         columns = _identifying(people)
         nameless = [p for p in people if not all(_value(p, field) for field in columns.values()) or not columns]
-        notes += [f"{p.id} has no e-mail address, user name or ID number on the roster" for p in nameless]
+        notes += [f"{p.id} has no e-mail address, user name or ID number of their own on the roster" for p in nameless]
         people = [p for p in people if p not in nameless]
     _write(path, table, people, columns, table.exercises, roster)
     folder = path.with_name(FOLDER)

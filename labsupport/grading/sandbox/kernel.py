@@ -23,7 +23,7 @@ import struct
 import sys
 from typing import Any
 
-from labsupport.grading.sandbox.stand_ins import stand_in_for_missing
+from labsupport.grading.sandbox.stand_ins import forgive, stand_in_for_missing
 
 FRAME = struct.Struct("<cIQ")
 ENTERED, CELL, STARTED, VALUES, NO_VALUES, DONE, FAILED = b"i", b"c", b"s", b"v", b"x", b"d", b"!"
@@ -55,6 +55,7 @@ def make_shell() -> Any:
     shell: Any = InteractiveShell.instance(config=config)
     shell.ask_exit = lambda: os._exit(0)  # exit() shuts a kernel down
     _forgive_magics(shell)
+    forgive(shell)
     shell._showtraceback = lambda *_: None  # formatting it costs more than most answers do
     return shell
 

@@ -4,6 +4,11 @@ A cell that imports `google.colab` or `seaborn` beside what an answer needs work
 a module is a stand-in, which fails when something of it is used. An import inside of `try` is left alone: its author
 says what to do without the module. What `google.colab` offers (a drive, uploads) belongs to the notebook, not to the
 answer, and does nothing.
+
+Where a statement at the top level of a cell uses a stand-in (``sns.set_theme()``, ``tool = package.Tool()``), the cell
+goes on after it, as it did in the student's notebook (`Forgiving`); so it does after a ``login()``, as there is no
+network. What the statement would have defined is missing
+too, and fails when an answer uses it.
 """
 
 from __future__ import annotations
@@ -25,23 +30,34 @@ class StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Silent() if self.__name__.startswith(_SILENT) else _Missing(self.__name__, name)
+        return _Silent() if self.__name__.startswith(_SILENT) else _Missing(self.__name__, f"{self.__name__}.{name}")
+
+
+class StandInUsed(ModuleNotFoundError):
+    """Something of a module was used that is not there."""
+
+    def __init__(self, module: str, what: str) -> None:
+        super().__init__(f"{module} is not installed where this is graded, so {what} cannot be used")
+        self.module = module
+
+
+StandInUsed.__name__ = "ModuleNotFoundError"  # as a student knows it
 
 
 class _Missing:
     """Something of a module that is not there."""
 
-    def __init__(self, module: str, name: str) -> None:
-        self.__dict__["_of"] = (module, name)
+    def __init__(self, module: str, what: str) -> None:
+        self.__dict__["_of"] = (module, what)
 
     def _fail(self, *_: Any, **__: Any) -> Any:
-        module, name = self.__dict__["_of"]
-        raise ModuleNotFoundError(f"{module} is not installed where this is graded, so {module}.{name} cannot be used")
+        raise StandInUsed(*self.__dict__["_of"])
 
     __call__ = __getattr__ = __getitem__ = __iter__ = __enter__ = __setattr__ = __setitem__ = __len__ = __bool__ = _fail
     __float__ = __int__ = __index__ = __neg__ = __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _fail
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = __rmatmul__ = _fail
     __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __pow__ = __rpow__ = _fail
+    __mro_entries__ = _fail
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -73,8 +89,53 @@ def stand_in_for_missing(source: str) -> None:
                 setattr(parent, parts[length - 1], sys.modules[prefix])
 
 
+def forgive(shell: Any) -> None:
+    """Let the cells of an IPython ``shell`` go on after a statement that used a stand-in."""
+    shell.user_ns |= {_USED: StandInUsed, _LACKING: lambda error, name: _Missing(error.module, name)}
+    shell.ast_transformers.append(Forgiving())
+
+
+class Forgiving(ast.NodeTransformer):
+    """Statements at the top level, each in a `try` of its own where what the sandbox lacks may end it.
+
+    An expression of which nothing is kept (``plt.style.use("x")``, ``login()``) may also need a file or the network.
+    """
+
+    def visit_Module(self, module: ast.Module) -> ast.Module:
+        lacking = any(isinstance(each, StandIn) for each in list(sys.modules.values()))
+        shown = [isinstance(node, ast.Expr) and node is module.body[-1] for node in module.body]
+        module.body = [
+            node if last or not (lacking or isinstance(node, ast.Expr)) else self._tried(node)
+            for node, last in zip(module.body, shown, strict=True)
+        ]
+        return module
+
+    def _tried(self, node: ast.stmt) -> ast.stmt:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            return node
+        caught = f"({_USED}, OSError, EOFError)" if isinstance(node, ast.Expr) else _USED
+        lines = [f"{name} = {_LACKING}({_ERROR}, {name!r})" for name in sorted(_stored(node))]
+        lines = [] if isinstance(node, ast.Expr) else lines
+        source = "\n    ".join([f"try:\n    pass\nexcept {caught} as {_ERROR}:", "pass", *lines])
+        (tried,) = ast.parse(source).body
+        for each in ast.walk(tried):
+            ast.copy_location(each, node)
+        tried.body = [node]  # type: ignore[attr-defined]
+        return tried
+
+
+_USED, _LACKING, _ERROR = "_labsupport_used", "_labsupport_lacking", "_labsupport_error"
+
+
+def _stored(node: ast.stmt) -> set[str]:
+    """The names that a statement binds, itself."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+
+
 def _imported(tree: ast.Module) -> set[str]:
-    """The modules that are imported outside of any `try`."""
+    """The modules that are imported outside of any `try`, or again by an `except` that installs them first."""
     found: set[str] = set()
     waiting: list[ast.AST] = [tree]
     while waiting:
@@ -83,7 +144,9 @@ def _imported(tree: ast.Module) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
-        elif not isinstance(node, ast.Try):
+        elif isinstance(node, ast.Try):
+            waiting += node.handlers
+        else:
             waiting += ast.iter_child_nodes(node)
     return found
 

@@ -3,88 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
-import tarfile
-import tomllib
-import zipfile
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grading.intake.making import CASES, ROOT, content, make
 from typer.testing import CliRunner
 
 from labsupport.cli import app
-from labsupport.grading.intake.course import exercise_names
 from labsupport.grading.intake.folder_name import name_of
 from labsupport.grading.intake.history import long_names
-
-ROOT = Path(__file__).parents[3]
-CASES = tomllib.loads((Path(__file__).with_name("cases.toml")).read_text(encoding="utf-8"))["case"]
-FULL = {name.partition("_")[0]: name for name in exercise_names()}
-
-
-class Unflagged(zipfile.ZipInfo):
-    """An entry whose name is written in an encoding of its own, without the flag for UTF-8."""
-
-    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
-        encoding, _, name = self.filename.partition("!")
-        return name.encode(encoding), self.flag_bits & ~0x800
-
-
-def content(text: str) -> bytes:
-    kind, _, rest = text.partition(":")
-    if kind == "nb":
-        return (ROOT / "exercises" / f"{FULL[rest]}.ipynb").read_bytes()
-    if text == "apple":
-        return b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"
-    if kind in ("tgz", "zip"):
-        name, _, inner = rest.partition("=")
-        return tar({name: inner}) if kind == "tgz" else zipped({name: inner})
-    return text.encode()
-
-
-def when(text: str) -> datetime:
-    return datetime.fromisoformat(text[1:11]) if text.startswith("@") else datetime(2026, 1, 1, 12)
-
-
-def zipped(files: dict[str, str]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
-        for name, text in files.items():
-            entry = (Unflagged if "!" in name else zipfile.ZipInfo)(name, when(text).timetuple()[:6])
-            archive.writestr(entry, content(text))
-    return made.getvalue()
-
-
-def tar(files: dict[str, str]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz") as archive:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mtime = len(content(text)), int(when(text).timestamp())
-            archive.addfile(member, io.BytesIO(content(text)))
-    return made.getvalue()
-
-
-def make(case: dict[str, Any], place: Path) -> dict[str, Path]:
-    sources: dict[str, Path] = {}
-    place.mkdir()
-    for kind in ("folder", "zip", "zip2", "tar"):
-        if kind not in case:
-            continue
-        sources[kind] = place / (kind if kind == "folder" else f"{kind}.{'tgz' if kind == 'tar' else 'zip'}")
-        if kind == "folder":
-            for name, text in case[kind].items():
-                path = sources[kind] / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content(text))
-        else:
-            sources[kind].write_bytes((tar if kind == "tar" else zipped)(case[kind]))
-            os.utime(sources[kind], (1_700_000_000, 1_700_000_000))
-    return sources
 
 
 def there(out: Path) -> dict[str, bytes]:

@@ -85,7 +85,7 @@ def test_a_path_says_whose_it_is(path, exercise, person):
 @pytest.mark.parametrize(("path", "message"), [
     ("alice.ipynb", "no exercise"),
     ("ex01.ipynb", "no student"),
-    ("alice_ex1.ipynb", "no exercise"),  # not ex10 either
+    ("alice_ex9.ipynb", "no exercise"),
     ("alice_ex101.ipynb", "no exercise"),
     ("alice_ex01_ex02.ipynb", "ex01_int8_symmetric or ex02_kv_cache_size"),
     ("alex01.ipynb", "no exercise"),  # part of a word

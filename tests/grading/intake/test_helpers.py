@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labsupport.grading.intake.helpers import changed_names, choose_helpers, why_missing
+from labsupport.grading.intake.changes import changed_names
+from labsupport.grading.intake.helpers import choose_helpers, why_missing
 from labsupport.grading.intake.magics import as_python
 from labsupport.grading.job import Job, grade_one
 from labsupport.grading.sandbox.stand_ins import StandIn, stand_in_for_missing
@@ -157,14 +158,33 @@ def test_what_works_in_ipython_works_when_it_is_graded():
         "%%time\ndef half(x):\n    return x // 2", "%%writefile own_tools.py\ndef same(x):\n    return x",
         "from own_tools import same", "import asyncio\nasync def slow():\n    return 1", "%time one = 1",
         "two = one + await slow()",
+        "import no_such_theme as theme\ntheme.set()\ntool = theme.Tool()\n@theme.fast\ndef unused(x):\n    return x\n"
+        "class Unused(theme.Base):\n    pass\nopen('/content/drive/x')\ninput('name?')\nthree = 3",
+        "def fill():\n    cfg['five'] = 5", "fill()", "other = cfg", "other['six'] = 6", "_ = cfg.update(seven=7)",
+        "[cfg.setdefault(i, i) for i in range(9)]", "%%capture\n%%time\nten = 10",
+        "try:\n    import no_such_a as a\nexcept ImportError:\n    !pip install a\n    import no_such_a as a\nnine = 9",
     ]  # fmt: skip
-    row = graded(own, f"half(same(4)) * two // 2 * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT}", "%pip install x\n")
+    right = (
+        "cfg['five'] == 5 and cfg['six'] == 6 and cfg['seven'] == 7 and cfg[8] == 8 and three == 3 and ten - nine == 1"
+    )
+    body = f"half(same(4)) * two // 2 * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT} * ({right})"
+    row = graded(own, body, "%pip install x\n")
     assert passed(row) == FULL, [check.message for check in row.checks]
 
 
 def test_what_a_sandbox_lacks_fails_by_name_when_it_is_used():
     row = graded(["import no_such_plots as plots"], f"plots.value * {PRODUCT}")
     assert not passed(row) and "no_such_plots is not installed where this is graded" in row.checks[0].message
+
+
+def test_what_a_statement_would_have_made_of_a_stand_in_fails_by_name_too():
+    row = graded(["import no_such_plots as plots\ntool = plots.Tool()\nother = 1"], f"other * tool.value * {PRODUCT}")
+    assert "no_such_plots is not installed where this is graded, so tool cannot be used" in row.checks[0].message
+
+
+def test_a_cell_that_failed_before_it_defined_a_name_is_named():
+    row = graded(["raise ValueError('no data')\ntwo = 2"], f"two * {PRODUCT}")
+    assert "your cell 2, which defines two, ended with ValueError: no data" in row.checks[0].message
 
 
 def test_a_name_error_names_the_cell_that_was_left_out():

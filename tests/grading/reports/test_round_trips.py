@@ -79,7 +79,9 @@ def test_canvas_changes_the_new_scores_and_nothing_else(tmp_path, canvas, roster
     ("Homework ex01 (71),ex010 (72)", None, "Homework ex01 (71)"),
     ("Homework 1 (71),Other (72)", "Homework 1", "Homework 1 (71)"),
     ("Homework 1 (71),Other (72)", "Other (72)", "Other (72)"),
+    ("Homework 1 (71),Other (72)", "72", "Other (72)"),
     ("ex01 Final Score,Homework 1 (72)", None, None),
+    ("ex01 notes,Homework ex01 (71)", None, "Homework ex01 (71)"),
 ])  # fmt: skip
 def test_the_column_of_an_exercise_is_clear_or_asked_for(tmp_path, header, said, column):
     (tmp_path / "e.csv").write_text(f"Student,ID,SIS User ID,SIS Login ID,Section,{header}\na,1,s,a,A,,\n")
@@ -142,7 +144,7 @@ def test_moodle_gets_no_column_in_which_somebody_has_nothing(tmp_path, moodle):
 def test_people_whom_moodle_cannot_find_are_left_out_and_named(tmp_path, moodle):
     roster = people(login=lambda s: "" if s.id == "rim" else s.login, sis_id=lambda s: "", email=lambda s: "")
     notes = write_moodle(tmp_path / "moodle.csv", [row("jane"), row("rim")], roster)
-    assert notes == ["moodle.csv: rim has no e-mail address, user name or ID number on the roster"]
+    assert notes == ["moodle.csv: rim has no e-mail address, user name or ID number of their own on the roster"]
     moodle.upload(tmp_path / "moodle.csv", "Username", old_version=True)
     assert ("13", EX01) not in moodle.grades and moodle.grades["11", EX01] == "8"
 
@@ -162,6 +164,20 @@ def test_where_grades_are_missing_moodle_gets_a_file_for_each_exercise(tmp_path,
                              ("13", EX01): "8", ("13", EX02): "8"}  # fmt: skip
     write_moodle(tmp_path / "moodle.csv", [row("jane")], people())
     assert not list((tmp_path / "moodle").iterdir()), "files of an earlier export do not stay"
+
+
+def test_what_was_collected_without_a_roster_still_finds_its_people(tmp_path, canvas, moodle, roster):
+    rows = [row("doejane_11"), row("leeann_15", score=7), row("leeann_12"), row("team_16"), row("रिम"), row("Lee, Ann")]
+    before = dict(canvas.grades)
+    notes = write_canvas(tmp_path / "canvas.csv", [*rows, row("रीम")], roster)
+    canvas.upload(tmp_path / "canvas.csv")
+    changed = {key: grade for key, grade in canvas.grades.items() if grade != before.get(key, "")}
+    assert changed == {("11", "71"): "8", ("15", "71"): "7", ("13", "71"): "8"}
+    left = {note.split(" ")[1] for note in notes if note.endswith("is not on the roster")}
+    assert left == {"leeann_12", "team_16", "Lee,", "रीम"}
+    write_moodle(tmp_path / "moodle.csv", [row("Doe, Jane"), row("Jim Roe"), row("jim", score=3)], people())
+    moodle.upload(tmp_path / "moodle.csv", "Email address")
+    assert moodle.grades["11", EX01] == "8" and moodle.grades["16", EX01] == "3", "the id comes before the name"
 
 
 def test_grades_that_are_in_moodles_export_stay(tmp_path, moodle):
