@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from labsupport.lm import LanguageModel
 from labsupport.lm.config_file import config_to_hugging_face
 from labsupport.lm.model import LlamaConfig
-from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer
+from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, byte_letters
 
 _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -67,9 +67,7 @@ def tokenizer_of(lm: LanguageModel) -> Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """`ByteTokenizer` as others read it: a byte-level BPE without merges. Printable bytes are named by themselves."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = sorted(set(range(256)) - set(visible))
-    names = {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    names = {byte: letter for letter, byte in byte_letters().items()}
     tokenizer = Tokenizer(models.BPE(vocab={names[byte]: byte for byte in range(256)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -6,9 +6,10 @@ Both are held back until they are decided.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
-from labsupport.lm.tokenizer import Tokenizer
+from labsupport.lm.tokenizer import Tokenizer, bytes_of
 
 _INCOMPLETE = "\ufffd"  # what tokenizers decode invalid bytes to
 _LONGEST = 3  # bytes of an incomplete character, at most (a complete one has at most 4)
@@ -17,17 +18,22 @@ _LONGEST = 3  # bytes of an incomplete character, at most (a complete one has at
 class Detokenizer:
     """`push` a token, get the new text. All tokens together decode to the texts of all calls, up to an incomplete end.
 
-    Each call decodes only a few tokens: those after the last place up to which the text is final, and those just before
-    it, because some tokenizers drop a leading space.
+    Where tokens are bytes, which those of language models are, this is decoding UTF-8 piece by piece. Of other
+    tokenizers each call decodes only a few tokens: those after the last place up to which the text is final, and those
+    just before it, because some drop a leading space.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._window: list[int] = []
         self._num_context = 0  # tokens of the window that were decided before
         self._shown = ""  # of the window's text
 
     def push(self, token_id: int) -> str:
+        added = bytes_of(self.tokenizer, token_id)
+        if added is not None:
+            return self._utf8.decode(added)
         self._window.append(token_id)
         text = self.tokenizer.decode(self._window)
         decided = text

@@ -18,7 +18,7 @@ from typing import Literal
 
 from labsupport.inference.detokenize import TextStream
 from labsupport.inference.sampling import SamplingParams
-from labsupport.lm.tokenizer import Tokenizer
+from labsupport.lm.tokenizer import Tokenizer, ending_tokens
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -97,7 +97,9 @@ class Request:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.times = RequestTimes()
-        self.stop_tokens = {*params.stop_token_ids} | (set() if params.ignore_eos else {tokenizer.eos_token_id})
+        specials: dict[str, int] = getattr(tokenizer, "special_ids", {})  # which are never text, and so no stop string
+        named = {specials[stop] for stop in params.stop if stop in specials}
+        self.stop_tokens = {*params.stop_token_ids, *named} | (set() if params.ignore_eos else ending_tokens(tokenizer))
         self._stream = TextStream(tokenizer, params.stop)
         self._random = random.Random(params.seed)
 

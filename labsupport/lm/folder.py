@@ -163,9 +163,17 @@ def read_tokenizer(folder: Path, record: dict[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"folder must hold tokenizer.json; {folder.name} does not")
-    eos = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) else eos
-    return BpeTokenizer.from_file(path, eos_token_id=-1 if eos is None else eos)
+    return BpeTokenizer.from_file(path, eos_token_ids(folder) or [-1])
+
+
+def eos_token_ids(folder: Path) -> list[int]:
+    """All tokens that end a text: those of config.json, then those of generation_config.json."""
+    found: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        found += [] if given is None else given if isinstance(given, list) else [given]
+    return list(dict.fromkeys(found))
 
 
 def sha256(path: Path) -> str:

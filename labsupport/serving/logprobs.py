@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from labsupport.inference.detokenize import Detokenizer
-from labsupport.lm.tokenizer import ByteTokenizer, Tokenizer
+from labsupport.lm.tokenizer import Tokenizer, bytes_of
 
 _INCOMPLETE = "\ufffd"
 
@@ -25,9 +25,9 @@ def completion_logprobs(
         offset += len(decoder.push(token))
     return {
         "tokens": [token_text(tokenizer, token) for token in token_ids],
-        "token_logprobs": [each and each[token] for token, each in zip(token_ids, logprobs, strict=True)],
+        "token_logprobs": [each and _number(each[token]) for token, each in zip(token_ids, logprobs, strict=True)],
         "top_logprobs": [
-            each and {token_text(tokenizer, token): value for token, value in _most_likely(each, taken, top)}
+            each and {token_text(tokenizer, token): _number(value) for token, value in _most_likely(each, taken, top)}
             for taken, each in zip(token_ids, logprobs, strict=True)
         ]
         if top
@@ -42,7 +42,11 @@ def chat_logprobs(
     """Of `/v1/chat/completions`: one object per token."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
-        return {"token": token_text(tokenizer, token), "logprob": value, "bytes": token_bytes(tokenizer, token)}
+        return {
+            "token": token_text(tokenizer, token),
+            "logprob": _number(value),
+            "bytes": token_bytes(tokenizer, token),
+        }
 
     content = []
     for taken, each in zip(token_ids, logprobs, strict=True):
@@ -51,19 +55,26 @@ def chat_logprobs(
     return {"content": content, "refusal": None}
 
 
+def _number(logprob: float) -> float:
+    """-9999 for probability zero, as vLLM writes it: JSON has no infinity."""
+    return max(logprob, -9999.0)
+
+
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """A name for the token: its text; or its byte or id, if it is not a whole character or not text at all."""
-    text = tokenizer.decode([token])
-    if text and _INCOMPLETE not in text:
-        return text
-    if isinstance(tokenizer, ByteTokenizer) and token != tokenizer.eos_token_id:
-        return f"bytes:\\x{token:02x}"
+    own = token_bytes(tokenizer, token)
+    if own:
+        try:
+            return bytes(own).decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
     return f"token_id:{token}"
 
 
 def token_bytes(tokenizer: Tokenizer, token: int) -> list[int] | None:
-    if isinstance(tokenizer, ByteTokenizer):
-        return [token]
+    own = bytes_of(tokenizer, token)
+    if own is not None:
+        return list(own) if own else None
     text = tokenizer.decode([token])
     return list(text.encode()) if text and _INCOMPLETE not in text else None
 
