@@ -61,7 +61,8 @@ def read_source(
     source_time = source.stat().st_mtime if source.is_file() else 0.0
     stamps = {file.path.parent: file for file in found.files if file.path.name == "timestamp.txt"}
     attempts = _attempts(found.files)
-    files, kept_by_programs = [], []
+    files: list[File] = []
+    kept_by_programs: list[File] = []
     for file in found.files:
         (kept_by_programs if noise(file.inside or file.path) else files).append(file)
     notebooks = [f.path for f in files if is_notebook_name(f.path.name) or f.inside] or [f.path for f in files]

@@ -47,7 +47,7 @@ def guess_encoding(names: Iterable[bytes]) -> Guess:
 
 
 def decoded_text(data: bytes) -> str:
-    """What a file says in UTF-8, or in UTF-16 with a mark, as Notepad and PowerShell write it.
+    """What a file says in UTF-8, or in UTF-16 with a mark, as spreadsheets write it.
 
     Raises:
         UnicodeDecodeError: it is in neither.

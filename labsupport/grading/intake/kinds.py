@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 
-from labsupport.grading.intake.encodings import decoded_text
-
 NOISE_FOLDERS = {".ipynb_checkpoints", "__MACOSX", ".git", "__pycache__"}
 _NOISE_FILES = {".ds_store", "thumbs.db", "desktop.ini", "timestamp.txt", "submission_metadata.yml", ".gitkeep"}
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
@@ -41,7 +39,7 @@ def is_notebook_name(name: str) -> bool:
 def is_renamed_notebook(data: bytes) -> bool:
     """Whether a file with another name holds a notebook: "ex01.ipynb.txt", "ex01.json"."""
     try:
-        text = decoded_text(data)
+        text = data.decode("utf-8-sig")
         notebook = json.loads(text) if text.lstrip().startswith("{") and '"cells"' in text else None
     except (ValueError, RecursionError):
         return False

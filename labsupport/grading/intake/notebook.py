@@ -23,7 +23,6 @@ from typing import Any
 
 from labsupport.checks.source import syntax_error
 from labsupport.grading.intake.cell_code import same_code
-from labsupport.grading.intake.encodings import decoded_text
 from labsupport.grading.intake.helpers import choose_helpers
 from labsupport.grading.intake.placement import find_elsewhere
 
@@ -126,7 +125,7 @@ def read_cells(data: bytes) -> list[Cell]:
     if data.count(b"[") + data.count(b"{") + data.count(b",") > MAX_JSON_ITEMS:
         raise InvalidNotebook(f"it holds more than {MAX_JSON_ITEMS:,} values")
     try:
-        notebook = json.loads(decoded_text(data))
+        notebook = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InvalidNotebook("it is not in UTF-8") from None
     except RecursionError:

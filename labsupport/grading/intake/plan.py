@@ -81,6 +81,9 @@ def make_plan(
     for entry, candidate, name, suffix in found:
         student = folders.student(name, suffix)
         entry = replace(entry, student=student, folder=folder_of(student))
+        if roster is None and (other := _numbered_spelling(candidate, folders)):
+            why = f"it may be of {other}, with a number that copying adds: a roster would tell"
+            entry = replace(entry, reason="; ".join(filter(None, (entry.reason, why))), look="look")
         versions[entry.target].append((entry, candidate))
     for target in sorted(versions):
         _decide(plan, versions[target], there.get(target))
@@ -134,6 +137,14 @@ def _older(entry: Entry, candidate: Candidate, best: Entry, rival: Candidate | N
         return replace(entry, reason=why, look="look")
     when = f" ({best.handed_in})" if best.handed_in else ""
     return replace(entry, reason=f"an older version: {best.source}{when} is later and kept", look="")
+
+
+def _numbered_spelling(candidate: Candidate, folders: Folders) -> str:
+    """ "alice" for the student "alice 2", if there is an Alice too; else empty."""
+    people = candidate.named.people
+    if candidate.named.layout != "flat" or len(people) < 2 or name_key(people[1]) not in folders.spellings:
+        return ""
+    return folders.student(people[1])
 
 
 def _side_by_side(one: Candidate, other: Candidate) -> list[str]:

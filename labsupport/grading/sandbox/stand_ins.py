@@ -91,8 +91,13 @@ def stand_in_for_missing(source: str) -> None:
 
 def forgive(shell: Any) -> None:
     """Let the cells of an IPython ``shell`` go on after a statement that used a stand-in."""
-    shell.user_ns |= {_USED: StandInUsed, _LACKING: lambda error, name: _Missing(error.module, name)}
+    shell.user_ns |= {_USED: StandInUsed, _LACKING: _lacking}
     shell.ast_transformers.append(Forgiving())
+
+
+def _lacking(error: StandInUsed, name: str) -> _Missing:
+    """What a statement that ended with ``error`` would have called ``name``."""
+    return _Missing(error.module, name)
 
 
 class Forgiving(ast.NodeTransformer):

@@ -162,11 +162,11 @@ def test_what_works_in_ipython_works_when_it_is_graded():
         "class Unused(theme.Base):\n    pass\nopen('/content/drive/x')\ninput('name?')\nthree = 3",
         "def fill():\n    cfg['five'] = 5", "fill()", "other = cfg", "other['six'] = 6", "_ = cfg.update(seven=7)",
         "[cfg.setdefault(i, i) for i in range(9)]", "%%capture\n%%time\nten = 10",
+        "from labsupport.checks import ex02\nex02.check_bytes(1)\neleven = 11\nex02.check_exact(1)",
         "try:\n    import no_such_a as a\nexcept ImportError:\n    !pip install a\n    import no_such_a as a\nnine = 9",
     ]  # fmt: skip
-    right = (
-        "cfg['five'] == 5 and cfg['six'] == 6 and cfg['seven'] == 7 and cfg[8] == 8 and three == 3 and ten - nine == 1"
-    )
+    changed = "[cfg['five'], cfg['six'], cfg['seven'], cfg[8]] == [5, 6, 7, 8]"
+    right = f"{changed} and eleven - ten == ten - nine == 1 and three == 3"
     body = f"half(same(4)) * two // 2 * cfg['factor'] // 2 * int(sqrt(1)) * {PRODUCT} * ({right})"
     row = graded(own, body, "%pip install x\n")
     assert passed(row) == FULL, [check.message for check in row.checks]
