@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labsupport.checks.check import Answer, Check, Inputs
-from labsupport.checks.ex01_int8_symmetric.drawing import normal
+from labsupport.checks.ex01_int8_symmetric.drawing import normal, with_both_signs
 from labsupport.checks.ex01_int8_symmetric.oracles import close, compare_codes, scale_mistake, true_scales
 from labsupport.checks.ex01_int8_symmetric.reading import broadcast_scale, read_codes, read_quantized
 from labsupport.checks.judging import Wrong, float_tensor, unchanged
@@ -22,7 +22,7 @@ class CheckAxis(Check):
     holds = "with axis=d every index of dimension d has a scale of its own, and scales broadcast against x"
 
     def inputs(self, seed: int) -> dict[str, Any]:
-        a, b = normal(seed + 2, (4, 6), (2, 3, 5))
+        a, b = (with_both_signs(each) for each in normal(seed + 2, (4, 6), (2, 3, 5)))
         # one row of outliers must not cost the other rows their precision
         rows = a * torch.tensor([0.01, 1.0, 30.0, 0.3], dtype=torch.float32)[:, None]
         return {
