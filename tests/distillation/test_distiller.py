@@ -140,7 +140,7 @@ def test_a_student_learns_sequences_that_the_teacher_wrote() -> None:
 
 
 @pytest.mark.parametrize("objective", ["features", "mixed"])
-def test_e41_the_projection_is_trained_with_the_student(objective: Any) -> None:
+def test_the_projection_is_trained_with_the_student(objective: Any) -> None:
     data, teacher, student = classification(), network(8, 24, 5, seed=1), network(8, 16, 5, seed=2)
     options: dict[str, Any] = {"feature_layers": [("1", "1")], "learning_rate": 1e-2, "alpha": 1.0}
     distiller = Distiller(student, teacher, objective, **options)
@@ -173,7 +173,7 @@ def test_each_objective_is_the_sum_of_its_terms(objective: Any, shares: tuple[fl
 # ------------------------------------------------------------------------------------------------- the teacher
 
 
-def test_e42_the_teacher_is_frozen_and_the_student_trains() -> None:
+def test_the_teacher_is_frozen_and_the_student_trains() -> None:
     data, teacher, student = classification(), network(8, 16, 5, seed=1, dropout=0.5), network(8, 8, 5, dropout=0.5)
     teacher.insert(1, nn.BatchNorm1d(16))
     before, seen = weights(teacher), []
@@ -202,7 +202,7 @@ def test_e42_the_teacher_is_frozen_and_the_student_trains() -> None:
         ({"objective": "mixed", "feature_layers": [("1", "hidden")]}, "there is no 'hidden'"),
     ],
 )
-def test_e42_unknown_options_are_refused(options: dict, message: str) -> None:
+def test_unknown_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Distiller(network(8, 4, 5), network(8, 6, 5), **options)
 

@@ -82,7 +82,7 @@ def test_equals_the_formula(
     assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_e38_alpha_weighs_the_soft_term() -> None:
+def test_alpha_weighs_the_soft_term() -> None:
     """The document's formula gives alpha to the hard labels and forgets T²; its code does neither."""
     student, teacher, labels = logits_and_labels(6, 5)
     temperature, alpha = 4.0, 0.7
@@ -96,7 +96,7 @@ def test_e38_alpha_weighs_the_soft_term() -> None:
 
 
 @pytest.mark.parametrize(("divergence", "curvature"), [("forward_kl", 1), ("reverse_kl", 1), ("jensen_shannon", 0.21)])
-def test_e38_gradients_do_not_vanish_with_temperature(divergence: Any, curvature: float) -> None:
+def test_gradients_do_not_vanish_with_temperature(divergence: Any, curvature: float) -> None:
     """Hinton et al., equation 4: at high T the gradient is the difference of the centred logits over the classes. For
     Jensen-Shannon times beta (1 - beta), its second derivative where both are equal."""
     student, teacher, labels = logits_and_labels(4, 8)
@@ -147,7 +147,7 @@ def test_jensen_shannon_ends_at_the_two_kls() -> None:
 # ----------------------------------------------------------------------- what the loss does not depend on
 
 
-def test_e39_language_model_logits_are_softmaxed_over_the_vocabulary() -> None:
+def test_language_model_logits_are_softmaxed_over_the_vocabulary() -> None:
     student, teacher, labels = logits_and_labels(2, 16, 10)
     flat = distillation_loss(student.flatten(0, 1), teacher.flatten(0, 1), labels.flatten())
     assert distillation_loss(student, teacher, labels).item() == pytest.approx(flat.item(), rel=1e-12)
@@ -158,7 +158,7 @@ def test_e39_language_model_logits_are_softmaxed_over_the_vocabulary() -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @settings(max_examples=15)
 @given(seed=SEEDS, times=st.integers(2, 6))
-def test_e40_loss_does_not_grow_with_the_sequence(divergence: Any, seed: int, times: int) -> None:
+def test_loss_does_not_grow_with_the_sequence(divergence: Any, seed: int, times: int) -> None:
     student, teacher, labels = logits_and_labels(2, 5, 8, seed=seed)
     once = distillation_loss(student, teacher, labels, divergence=divergence)
     student, teacher, labels = (torch.cat([part] * times, dim=1) for part in (student, teacher, labels))
@@ -208,7 +208,7 @@ def test_no_labels_are_needed_for_the_soft_term() -> None:
         distillation_loss(student, teacher, None)
 
 
-def test_e42_teacher_gets_no_gradient() -> None:
+def test_teacher_gets_no_gradient() -> None:
     student, teacher, labels = logits_and_labels(3, 4)
     teacher.requires_grad_()
     distillation_loss(student.requires_grad_(), teacher, labels).backward()
@@ -279,7 +279,7 @@ def test_bad_input_is_named(wrong: dict, message: str) -> None:
 # ------------------------------------------------------------------------------------------------- features
 
 
-def test_e41_one_projection_for_all_calls() -> None:
+def test_one_projection_for_all_calls() -> None:
     """A projection made inside the loss differs from call to call, and nothing can train it."""
     loss = FeatureLoss(6, 10)
     student, teacher = torch.randn(4, 5, 6), torch.randn(4, 5, 10)
@@ -289,7 +289,7 @@ def test_e41_one_projection_for_all_calls() -> None:
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
 
 
-def test_e41_training_finds_the_features_and_does_not_shrink_them() -> None:
+def test_training_finds_the_features_and_does_not_shrink_them() -> None:
     """With a new projection in every call the best that a student can do is to put out zeros, at a loss of 1."""
     torch.manual_seed(0)
     x = torch.randn(256, 8)

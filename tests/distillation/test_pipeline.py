@@ -36,9 +36,7 @@ def toy(num_layers: int = 3, seed: int = 0) -> Llama:
 # ------------------------------------------------------------------------------------------------- bytes
 
 
-def test_e43_size_is_that_of_a_file_which_is_written_and_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_size_is_that_of_a_file_which_is_written_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The document's version stops with a NameError and writes to one fixed name, which two runs would share."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     import safetensors.torch
@@ -64,7 +62,7 @@ def test_e43_size_is_that_of_a_file_which_is_written_and_removed(
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
-def test_e44_bits_are_honoured(bits: int) -> None:
+def test_bits_are_honoured(bits: int) -> None:
     """The document's pipeline makes the same int8 model of 8 bits and of 4."""
     quantized = quantize_linears(mlp((64, 20, 10)), bits)
     shapes = ((20, 64), (10, 20))
@@ -79,7 +77,7 @@ def test_e44_bits_are_honoured(bits: int) -> None:
     assert count_weights(quantized) == count_weights(mlp((64, 20, 10)))
 
 
-def test_e45_factors_state_the_precision_of_their_baseline() -> None:
+def test_factors_state_the_precision_of_their_baseline() -> None:
     table = CompressionTable()
     for dtype in (torch.float32, torch.float16):
         table.add(str(dtype), mlp((64, 512, 10)).to(dtype), str(dtype), {"accuracy": 0.5})

@@ -249,7 +249,7 @@ def test_packed_pass_is_that_of_each_sequence_alone(lm: LanguageModel, prompts: 
 # ------------------------------------------------------------------------------------------------- golden bugs
 
 
-def test_e68_blocks_hold_keys_and_values_beside_the_weights() -> None:
+def test_blocks_hold_keys_and_values_beside_the_weights() -> None:
     config = PRESETS["Llama 2 7B"].config
     assert block_bytes(config, 16) == 8 * 2**20  # the document: 4 MiB, keys or values but not both
     blocks = blocks_that_fit(72 * 2**30, weight_bytes(config), config, 16)
@@ -259,7 +259,7 @@ def test_e68_blocks_hold_keys_and_values_beside_the_weights() -> None:
         blocks_that_fit(weight_bytes(config), weight_bytes(config), config, 16)
 
 
-def test_e68_block_count_is_what_is_allocated(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_count_is_what_is_allocated(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(each.nbytes for each in lm.model.parameters())
     size = block_bytes(lm.model.config, 16, 4)
     cache = PagedKVCache.for_model(lm.model, num_blocks=10)
@@ -271,7 +271,7 @@ def test_e68_block_count_is_what_is_allocated(lm: LanguageModel, monkeypatch: py
         LLMEngine(lm, memory_fraction=0.3)
 
 
-def test_e69_tokens_go_to_their_own_request_when_some_finish_early(
+def test_tokens_go_to_their_own_request_when_some_finish_early(
     lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     """The document removes finished requests from the list that it walks through: others get their tokens."""
@@ -284,7 +284,7 @@ def test_e69_tokens_go_to_their_own_request_when_some_finish_early(
     assert tokens(outputs) == [each[:length] for each, length in zip(reference, lengths, strict=True)]
 
 
-def test_e70_results_come_in_the_order_of_the_prompts(
+def test_results_come_in_the_order_of_the_prompts(
     lm: LanguageModel, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     outputs = LLMEngine(lm).generate(prompts[:3], [greedy(3), greedy(1), greedy(2)])
@@ -294,7 +294,7 @@ def test_e70_results_come_in_the_order_of_the_prompts(
 
 @pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("fails_in", ["first layer", "last layer", "head"])
-def test_e71_nothing_is_left_after_an_exception(
+def test_nothing_is_left_after_an_exception(
     lm: LanguageModel,
     prompts: list[list[int]],
     reference: list[list[int]],
@@ -331,7 +331,7 @@ def test_e71_nothing_is_left_after_an_exception(
     check_empty(engine)
 
 
-def test_e71_limits_are_kept(lm: LanguageModel) -> None:
+def test_limits_are_kept(lm: LanguageModel) -> None:
     engine = LLMEngine(lm)
     output = engine.generate(["abc"], SamplingParams(max_tokens=0))[0]
     assert (output.token_ids, output.text, output.finish_reason) == ([], "", "length")

@@ -70,7 +70,7 @@ def test_chunked_is_in_flight_where_the_budget_never_binds():
     assert a.steps == b.steps and a.results == b.results
 
 
-def test_e75_a_padding_ratio_is_no_speedup():
+def test_a_padding_ratio_is_no_speedup():
     """(max * n) / sum = 500 / 210 = 2.38 was called the speedup of five requests in five slots: it is 1.00."""
     ratio = max(DOCUMENT) * len(DOCUMENT) / sum(DOCUMENT)
     assert round(ratio, 2) == 2.38
@@ -86,7 +86,7 @@ def test_e75_a_padding_ratio_is_no_speedup():
     assert mean["static"] == 100 and mean["in_flight"] == 42 and mean["static"] / mean["in_flight"] == ratio
 
 
-def test_e76_there_is_no_one_gain():
+def test_there_is_no_one_gain():
     """+30 %, 2.38x and 1.6x were all given for continuous batching, with neither workload nor baseline."""
 
     def gain(lengths, slots):

@@ -117,7 +117,7 @@ def test_nbytes_is_what_the_formula_says(model: Llama) -> None:
     assert KVCache(3, 4, 10, 2, 8, dtype=torch.bfloat16).nbytes == cache.nbytes // 2
 
 
-def test_e52_length_moves_on_once_for_all_layers(model: Llama) -> None:
+def test_length_moves_on_once_for_all_layers(model: Llama) -> None:
     cache = KVCache.for_model(model, 1, 4)
     for step in range(4):  # a length that every layer moves on is 3 after one token, and full in the second pass
         model(tokens(1, 1, seed=step), cache)
@@ -125,7 +125,7 @@ def test_e52_length_moves_on_once_for_all_layers(model: Llama) -> None:
     assert (cache.keys.abs().sum(-1) > 0).all(), "each layer wrote each slot"
 
 
-def test_e53_prefill_keeps_every_token(model: Llama) -> None:
+def test_prefill_keeps_every_token(model: Llama) -> None:
     text = tokens(2, 5)
     cache, reference = KVCache.for_model(model, 2, 7), ConcatCache(3)
     model(text, cache)
@@ -137,7 +137,7 @@ def test_e53_prefill_keeps_every_token(model: Llama) -> None:
     assert not cache.keys[:, :, :, 5:].any()
 
 
-def test_e54_short_sequences_do_not_see_padding(model: Llama) -> None:
+def test_short_sequences_do_not_see_padding(model: Llama) -> None:
     long, short, new = tokens(10).tolist(), tokens(3, seed=1).tolist(), 7
     cache = KVCache.for_model(model, 2, 11)
     logits = next_token_logits(model, cache, [long, short])
@@ -147,7 +147,7 @@ def test_e54_short_sequences_do_not_see_padding(model: Llama) -> None:
         torch.testing.assert_close(decoded[row], model(torch.tensor([[*text, new]]))[0, -1], **CLOSE)
 
 
-def test_e55_a_full_cache_says_what_to_do(model: Llama) -> None:
+def test_a_full_cache_says_what_to_do(model: Llama) -> None:
     cache = KVCache.for_model(model, 2, 6)
     prefill(model, cache, [tokens(6).tolist(), tokens(2).tolist()])
     with pytest.raises(CacheFull, match=r"sequence 0 holds 6 tokens and 1 more .* capacity >= 7, or reset"):

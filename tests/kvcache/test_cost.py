@@ -138,7 +138,7 @@ def test_next_token_with_a_cache_takes_one_token_through_the_model():
     assert generation_cost(SMALL, 1, 9, 2) == forward_cost(SMALL, 9, 0, 2)
 
 
-def test_e48_the_ratio_of_flops_is_near_half_the_length_and_no_260():
+def test_the_ratio_of_flops_is_near_half_the_length_and_no_260():
     n = 2048
     without, with_cache = (generation_cost(LLAMA_7B, n, cached=cached) for cached in (False, True))
     for part in ("projections", "mlp"):  # what is linear in the tokens: (1 + 2 + ... + n) / n
@@ -153,7 +153,7 @@ def test_e48_the_ratio_of_flops_is_near_half_the_length_and_no_260():
     assert [round(flops / 32 / 1e12, 4) for flops in body] == [896.1843, 0.8633]
 
 
-def test_e49_scores_and_values_both_count_with_o_projection_and_mlp():
+def test_scores_and_values_both_count_with_o_projection_and_mlp():
     h, t = 4096, 300
     cost = next_token_cost(LLAMA_7B, t)
     assert cost.attention == 32 * 4 * t * h
@@ -241,7 +241,7 @@ def test_the_roofline_takes_the_longer_of_the_two():
 A100 = Machine(bytes_per_second=2.0e12, flops_per_second=312e12)  # data sheet, 80 GB, bfloat16
 
 
-def test_e50_decoding_with_a_cache_waits_for_memory_and_so_gains_less_than_its_flops():
+def test_decoding_with_a_cache_waits_for_memory_and_so_gains_less_than_its_flops():
     cached, again = (generation_seconds(LLAMA_7B, A100, 512, cached=c) for c in (True, False))
     assert cached.bound == "memory"
     flops = [generation_cost(LLAMA_7B, 512, cached=c).flops for c in (True, False)]

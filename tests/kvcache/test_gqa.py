@@ -35,7 +35,7 @@ def attention(num_kv_heads: int) -> GroupedQueryAttention:
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 6])
-def test_e60_later_tokens_do_not_change_earlier_outputs(num_kv_heads: int) -> None:
+def test_later_tokens_do_not_change_earlier_outputs(num_kv_heads: int) -> None:
     module, x = attention(num_kv_heads), torch.randn(2, 10, 48)
     changed = x.clone()
     changed[:, 5:] = torch.randn(2, 5, 48)
@@ -46,7 +46,7 @@ def test_e60_later_tokens_do_not_change_earlier_outputs(num_kv_heads: int) -> No
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("chunks", [[1] * 10, [10], [4, 1, 5]])
-def test_e60_token_by_token_with_a_cache_is_the_whole_pass(num_kv_heads: int, kind: str, chunks: list[int]) -> None:
+def test_token_by_token_with_a_cache_is_the_whole_pass(num_kv_heads: int, kind: str, chunks: list[int]) -> None:
     module, x = attention(num_kv_heads), torch.randn(2, 10, 48, generator=torch.Generator().manual_seed(1))
     cache = CACHES[kind](num_kv_heads)
     parts = [module(part, cache) for part in x.split(chunks, dim=1)]
@@ -84,7 +84,7 @@ def test_it_is_the_attention_of_the_language_model() -> None:
     torch.testing.assert_close(ours(x), theirs(x, Llama(config).rotary(torch.arange(5)[None])), **CLOSE)
 
 
-def test_e65_parameters_and_bytes_follow_the_heads() -> None:
+def test_parameters_and_bytes_follow_the_heads() -> None:
     for kv_heads, kind in ((6, "MHA"), (2, "GQA"), (1, "MQA")):
         module = attention(kv_heads)
         assert sum(p.numel() for p in module.parameters()) == 2 * 48 * 48 + 2 * 48 * kv_heads * 8
@@ -99,7 +99,7 @@ def test_gradients_flow_without_a_cache() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-def test_e52_a_cache_of_many_layers_is_refused() -> None:
+def test_a_cache_of_many_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="cache must be for 1 layer; got one for 4"):
         attention(2)(torch.randn(2, 3, 48), KVCache(4, 2, 8, 2, 8))
 

@@ -351,7 +351,7 @@ def held(cache: PagedKVCache, name: str) -> list[float]:
     return cache.read(name, 0)[0][0, :, 0].tolist()
 
 
-def test_e56_a_write_to_a_fork_does_not_reach_its_parent() -> None:
+def test_a_write_to_a_fork_does_not_reach_its_parent() -> None:
     cache = filled(8, a=5)
     cache.fork("a", "b")
     write(cache, "b", 1, 99.0)
@@ -362,7 +362,7 @@ def test_e56_a_write_to_a_fork_does_not_reach_its_parent() -> None:
     cache.check_integrity()
 
 
-def test_e56_freeing_one_owner_keeps_what_the_other_reads() -> None:
+def test_freeing_one_owner_keeps_what_the_other_reads() -> None:
     cache = filled(8, a=8)
     cache.fork("a", "b")
     cache.free("a")
@@ -377,7 +377,7 @@ def test_e56_freeing_one_owner_keeps_what_the_other_reads() -> None:
     assert len({block for name in "abcd" for block in tables.block_table(name)}) == 8
 
 
-def test_e57_a_sequence_grows_beyond_what_it_was_given() -> None:
+def test_a_sequence_grows_beyond_what_it_was_given() -> None:
     cache = filled(4, a=3)
     for step in range(13):
         write(cache, "a", 1, float(step))
@@ -388,7 +388,7 @@ def test_e57_a_sequence_grows_beyond_what_it_was_given() -> None:
     cache.check_integrity()
 
 
-def test_e57_an_id_that_is_held_is_not_given_away() -> None:
+def test_an_id_that_is_held_is_not_given_away() -> None:
     cache = filled(8, a=4, b=4)
     with pytest.raises(ValueError, match="seq_id must be new; 'a' is held"):
         cache.add_sequence("a")
@@ -398,14 +398,14 @@ def test_e57_an_id_that_is_held_is_not_given_away() -> None:
     cache.check_integrity()
 
 
-def test_e57_reading_gives_what_is_held_and_nothing_of_nothing() -> None:
+def test_reading_gives_what_is_held_and_nothing_of_nothing() -> None:
     cache = filled(8, a=6)
     cache.add_sequence("empty")
     assert held(cache, "a") == [1] * 6
     assert [each.shape for each in cache.read("empty", 0)] == [(1, 0, 2)] * 2
 
 
-def test_e58_usage_counts_tokens_and_not_blocks() -> None:
+def test_usage_counts_tokens_and_not_blocks() -> None:
     cache = PagedKVCache(1, 1000, 16, 1, 2)
     cache.add_sequence("a")
     write(cache, "a", 100, 1.0)
@@ -415,7 +415,7 @@ def test_e58_usage_counts_tokens_and_not_blocks() -> None:
     assert cache.usage() == usage, "what is shared is there once"
 
 
-def test_e53_a_sequence_is_in_a_batch_once() -> None:
+def test_a_sequence_is_in_a_batch_once() -> None:
     cache = filled(8, a=1)
     with pytest.raises(ValueError, match="seq_ids must be one or more different ids"):
         PagedBatch(cache, ["a", "a"])

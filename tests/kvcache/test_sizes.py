@@ -46,7 +46,7 @@ def test_cache_bytes_are_those_of_a_real_cache(config):
     assert held == kv_cache_bytes(3, 7, config.num_layers, config.num_kv_heads, config.head_dim, 4)
 
 
-def test_e51_every_layer_and_every_sequence_has_its_keys_and_values():
+def test_every_layer_and_every_sequence_has_its_keys_and_values():
     sizes = [kv_cache_bytes(1, 2048, 32, 32, 128, width) / GIB for width in (4, 2, 1)]
     assert sizes == [2.0, 1.0, 0.5]
     assert kv_cache_bytes(16, 2048, 32, 32, 128) == 16 * GIB
@@ -54,7 +54,7 @@ def test_e51_every_layer_and_every_sequence_has_its_keys_and_values():
     assert kv_cache_bytes(1, 2048, 1, 32, 128, 4) / GIB == 0.03125 * 2  # one layer: what the document calls all
 
 
-def test_e61_bytes_of_one_token_and_layer():
+def test_bytes_of_one_token_and_layer():
     assert [kv_cache_bytes(1, 1, 1, heads, 128, 4) for heads in (32, 8, 1)] == [32768, 8192, 1024]
 
 
@@ -76,7 +76,7 @@ def test_presets_have_the_published_number_of_parameters(name):
     assert weight_bytes(preset.config) == 2 * preset.published_parameters
 
 
-def test_e63_llama_2_has_grouped_queries_at_70b_and_not_below():
+def test_llama_2_has_grouped_queries_at_70b_and_not_below():
     heads = {name: (p.config.num_heads, p.config.num_kv_heads) for name, p in PRESETS.items()}
     assert heads["Llama 2 7B"] == (32, 32) and heads["Llama 2 13B"] == (40, 40) and heads["Llama 2 70B"] == (64, 8)
     assert heads["Llama 3 8B"] == heads["Mistral 7B"] == (32, 8) and heads["Qwen2.5 7B"] == (28, 4)
@@ -85,7 +85,7 @@ def test_e63_llama_2_has_grouped_queries_at_70b_and_not_below():
     assert kv_cache_bytes(1, 1, 80, 64, 128) / 1024 == 2560  # the 70B, had it a key head for each query head
 
 
-def test_e64_falcon_has_one_kv_head_at_7b_and_eight_at_40b():
+def test_falcon_has_one_kv_head_at_7b_and_eight_at_40b():
     small, large = PRESETS["Falcon 7B"].config, PRESETS["Falcon 40B"].config
     assert (small.num_heads, small.num_kv_heads, small.head_dim) == (71, 1, 64)
     assert (large.num_heads, large.num_kv_heads, large.head_dim) == (128, 8, 64)

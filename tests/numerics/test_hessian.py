@@ -9,7 +9,7 @@ from hessians import correlated, gaussian, hessian_of
 from labsupport.numerics.hessian import HessianAccumulator, inverse_cholesky
 
 
-def test_e13_any_leading_dimensions_and_running() -> None:
+def test_any_leading_dimensions_and_running() -> None:
     x = correlated(24, 400)  # wider than one strip
     expected = 2 * x.double().T @ x.double() / 24
     for batches in (

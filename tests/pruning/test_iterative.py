@@ -40,7 +40,7 @@ def zeros_of(model: Any) -> tuple[int, int]:
     return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
 
 
-def test_e36_cubic_and_geometric_are_two_curves() -> None:
+def test_cubic_and_geometric_are_two_curves() -> None:
     """The document comments the cubic schedule as exponential growth."""
     assert cubic_schedule(0.9, 5) == pytest.approx([0.4392, 0.7056, 0.8424, 0.8928, 0.9], abs=1e-9)
     assert geometric_schedule(0.9, 5) == pytest.approx([0.3690, 0.6019, 0.7488, 0.8415, 0.9], abs=1e-4)
@@ -104,7 +104,7 @@ def test_ninety_percent_costs_less_than_a_point(digits: tuple[Tensor, ...]) -> N
     assert sum(pruned_accuracy) / 3 > sum(dense_accuracy) / 3 - 0.01, (dense_accuracy, pruned_accuracy)
 
 
-def test_e37_a_lottery_ticket_beats_the_same_mask_on_other_weights(digits: tuple[Tensor, ...]) -> None:
+def test_a_lottery_ticket_beats_the_same_mask_on_other_weights(digits: tuple[Tensor, ...]) -> None:
     """Survivors with their own first values learn better than with fresh ones (Frankle and Carbin, figure 1)."""
     x, y, held_out_x, held_out_y = digits
 

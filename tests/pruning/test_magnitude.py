@@ -46,13 +46,13 @@ def test_keep_largest_counts_in_every_row(rows: int, columns: int, levels: int, 
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0, 0.01, 1e-9])
-def test_e28_nothing_to_prune_is_no_error(sparsity: float) -> None:
+def test_nothing_to_prune_is_no_error(sparsity: float) -> None:
     """The document takes the maximum of an empty selection."""
     assert magnitude_mask(gaussian(4, 4), sparsity).all()
 
 
 @pytest.mark.parametrize("sparsity", [1.01, -0.1, float("nan"), float("inf"), "0.5", None, True])
-def test_e28_sparsity_is_checked(sparsity: Any) -> None:
+def test_sparsity_is_checked(sparsity: Any) -> None:
     for call in (
         lambda: magnitude_mask(gaussian(4), sparsity),
         lambda: global_magnitude_masks({"a": gaussian(4)}, sparsity),
@@ -62,7 +62,7 @@ def test_e28_sparsity_is_checked(sparsity: Any) -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.9, 1.0])
-def test_e29_ties_do_not_count_twice(sparsity: float) -> None:
+def test_ties_do_not_count_twice(sparsity: float) -> None:
     """The document keeps what is strictly above a threshold: of equal weights all go. A 4-bit grid is full of them."""
     ones = torch.ones(10, 10)
     assert achieved_sparsity(ones * magnitude_mask(ones, sparsity)) == pytest.approx(sparsity)

@@ -69,7 +69,7 @@ def step(model: nn.Module, optimizer: Any, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_e35_zeros_are_still_there_after_the_steps(name: str) -> None:
+def test_zeros_are_still_there_after_the_steps(name: str) -> None:
     """The document masks the gradient before the step: momentum, moments and weight decay bring the weights back, and
     91 % of its promised 90 % are gone. Here after steps before the first pruning, so that the optimizer remembers."""
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_e35_zeros_are_still_there_after_the_steps(name: str) -> None:
         assert not torch.equal(pruner.modules["head"].weight, before)  # the others learn
 
 
-def test_e35_masking_gradients_alone_would_lose_the_zeros() -> None:
+def test_masking_gradients_alone_would_lose_the_zeros() -> None:
     """The bug itself, to show that the test above detects it."""
     torch.manual_seed(0)
     model: Any = Nested()
@@ -108,7 +108,7 @@ def test_e35_masking_gradients_alone_would_lose_the_zeros() -> None:
     assert int((weight == 0).sum()) < 0.3 * int((~mask).sum())  # still 0 only where the input was always 0
 
 
-def test_e34_nested_modules_get_masks_of_their_own() -> None:
+def test_nested_modules_get_masks_of_their_own() -> None:
     """The document registers "body.first.0_mask" on the root: a KeyError for any nested model."""
     model: Any = Nested()
     pruner = Pruner(model)
@@ -179,7 +179,7 @@ def test_remove_leaves_zeros_and_nothing_else() -> None:
     assert zeros_of(model)[0] < zeros  # nothing keeps them at zero any more
 
 
-def test_e37_rewinding_takes_survivors_back_to_their_first_values() -> None:
+def test_rewinding_takes_survivors_back_to_their_first_values() -> None:
     """The document records the initial weights "for the lottery ticket" and never reads them."""
     torch.manual_seed(0)
     model: Any = Nested()

@@ -125,7 +125,7 @@ def test_any_chain_equals_its_mask(data: st.DataObject) -> None:
     assert torch.allclose(pruned(x), masked(x), atol=1e-5)
 
 
-def test_e31_everything_that_belongs_to_a_channel_goes() -> None:
+def test_everything_that_belongs_to_a_channel_goes() -> None:
     """The document slices the weight alone: bias 16 against 11, then running_mean, then the next layer's input."""
     model, x = settled(ConvNet()), images()
     pruned = prune_channels(model, x, 0.3, skip=["3", "7"])
@@ -140,14 +140,14 @@ def test_e31_everything_that_belongs_to_a_channel_goes() -> None:
 
 
 @pytest.mark.parametrize(("channels", "sparsity", "left"), [(10, 0.9, 1), (10, 1.0, 1), (16, 0.3, 11), (10, 0.0, 10)])
-def test_e32_at_least_one_channel_stays(channels: int, sparsity: float, left: int) -> None:
+def test_at_least_one_channel_stays(channels: int, sparsity: float, left: int) -> None:
     """int(10 * (1 - 0.9)) is 0: an empty layer."""
     assert int(keep_channels(torch.rand(channels), sparsity).sum()) == left
     model = nn.Sequential(nn.Linear(3, channels), nn.ReLU(), nn.Linear(channels, 2))
     assert prune_channels(model, torch.randn(2, 3), sparsity)[0].out_features == left
 
 
-def test_e33_retained_is_not_compression() -> None:
+def test_retained_is_not_compression() -> None:
     """179 of 256 channels left is 0.699 retained, not "69.92 % compression"; where both sides shrink it is 0.489."""
     model: Any = nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 256, bias=False), nn.Linear(256, 10))
     pruned = prune_channels(model, torch.randn(2, 64), 0.3)

@@ -91,7 +91,7 @@ def test_symmetric_grids(bits):
     assert float(full.scale) == pytest.approx(2 * 0.7 / (2**bits - 1)) and int(full.zero_point) == 0
 
 
-def test_e04_zero_point_is_an_integer_code_and_codes_are_clamped():
+def test_zero_point_is_an_integer_code_and_codes_are_clamped():
     qparams = QParams(torch.tensor(0.5), torch.tensor(111, dtype=torch.int32))
     x = torch.tensor([-1000.0, -55.5, 0.0, 0.5, 72.0, 1000.0])
     assert quantize(x, qparams).tolist() == [0, 0, 111, 112, 255, 255]
@@ -112,7 +112,7 @@ def test_the_whole_of_float32_does_not_overflow(bits, options):
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.0, 10.0), (-10.0, -5.0), (100.0, 101.0), (-101.0, -100.0)])
-def test_e05_range_without_zero(low, high):
+def test_range_without_zero(low, high):
     x = torch.linspace(low, high, 1001)
     step = max(abs(low), abs(high)) / 255
     error = fake_quantize(x) - x
@@ -122,14 +122,14 @@ def test_e05_range_without_zero(low, high):
 
 @pytest.mark.parametrize("options", SYMMETRIES)
 @pytest.mark.parametrize("value", [3.0, -7.5, 0.0, 1e-30, 1e-45, 3e38])
-def test_e06_constant_tensors(value, options):
+def test_constant_tensors(value, options):
     x = torch.full((2, 5), value)
     qparams = choose_qparams(x, **options)
     assert torch.isfinite(qparams.scale).all() and (qparams.scale > 0).all()
     assert torch.allclose(fake_quantize(x, **options), x, rtol=0.5 / 127, atol=1e-38)
 
 
-def test_e06_all_zero_gives_scale_one():
+def test_all_zero_gives_scale_one():
     for options in ({}, {"axis": 0}, {"group_size": 2}):
         assert torch.equal(
             choose_qparams(torch.zeros(2, 4), **options).scale,
@@ -138,7 +138,7 @@ def test_e06_all_zero_gives_scale_one():
 
 
 @pytest.mark.parametrize("options", [{}, {"axis": 0}, {"group_size": 2}])
-def test_e06_non_finite_input_is_counted(options):
+def test_non_finite_input_is_counted(options):
     x = torch.tensor([[1.0, float("nan"), 2.0], [float("inf"), -float("inf"), 0.0]])
     with pytest.raises(ValueError, match=r"x must be finite, got 1 NaN and 2 infinite among 6 values"):
         choose_qparams(x, **options)
@@ -147,19 +147,19 @@ def test_e06_non_finite_input_is_counted(options):
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 9, 10, 12, 16, 4.0, True, None])
-def test_e07_codes_of_more_than_eight_bits_would_wrap(bits):
+def test_codes_of_more_than_eight_bits_would_wrap(bits):
     with pytest.raises(ValueError, match=r"bits must be an integer from 2 to 8, got"):
         choose_qparams(torch.ones(3), bits=bits)
 
 
-def test_e07_more_bits_less_error():
+def test_more_bits_less_error():
     x = torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for options in SYMMETRIES:
         errors = [float(((fake_quantize(x, bits=bits, **options) - x) ** 2).mean()) for bits in range(2, 9)]
         assert all(more / fewer < 0.4 for fewer, more in itertools.pairwise(errors))
 
 
-def test_e08_symmetric_codes_need_their_own_zero_point():
+def test_symmetric_codes_need_their_own_zero_point():
     """With the offset of unsigned codes forgotten, every value is 128 steps off: 100 % "advantage"."""
     advantages = []
     for seed in range(50):
@@ -174,7 +174,7 @@ def test_e08_symmetric_codes_need_their_own_zero_point():
     assert 0.2 < float(np.mean(advantages)) < 0.4
 
 
-def test_e09_a_token_does_not_depend_on_its_batch_with_a_scale_of_its_own():
+def test_a_token_does_not_depend_on_its_batch_with_a_scale_of_its_own():
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     with_outlier = x.clone()
     with_outlier[17] *= 50

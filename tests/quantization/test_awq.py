@@ -43,7 +43,7 @@ def output_nmse(quantized: Tensor, weight: Tensor, x: Tensor) -> float:
     rows=st.integers(1, 12), columns=st.integers(1, 48), group_size=st.one_of(st.none(), st.integers(1, 50)),
     bits=st.integers(2, 8), clip=st.booleans(), outlier=st.floats(0.01, 100), seed=st.integers(0, 1000),
 )  # fmt: skip
-def test_e20_never_worse_than_ratio_0_on_its_own_inputs(
+def test_never_worse_than_ratio_0_on_its_own_inputs(
     rows: int, columns: int, group_size: int | None, bits: int, clip: bool, outlier: float, seed: int
 ) -> None:
     """The document's AWQ takes ratio 0.5 unsearched, and is 3.5 times worse than plain rounding."""
@@ -56,14 +56,14 @@ def test_e20_never_worse_than_ratio_0_on_its_own_inputs(
 
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("clip", [False, True])
-def test_e20_better_than_rounding_on_held_out_inputs(bits: int, clip: bool) -> None:
+def test_better_than_rounding_on_held_out_inputs(bits: int, clip: bool) -> None:
     weight, held_out = gaussian(128, 256), with_outliers(2048, seed=2)
     result = awq_quantize(weight, with_outliers(2048, seed=1), bits, 64, clip=clip).dequantize()
     rtn = rtn_quantize(weight, bits, 64).dequantize()
     assert output_nmse(result, weight, held_out) < 0.85 * output_nmse(rtn, weight, held_out)
 
 
-def test_e21_weight_error_would_choose_no_scaling() -> None:
+def test_weight_error_would_choose_no_scaling() -> None:
     weight, x = gaussian(128, 256), with_outliers(2048)
     awq, rtn = awq_quantize(weight, x, 4, 128).dequantize(), rtn_quantize(weight, 4, 128).dequantize()
     assert output_nmse(awq, weight, x) < 0.85 * output_nmse(rtn, weight, x)
@@ -136,7 +136,7 @@ def test_dequantize_is_the_weight_for_the_original_inputs() -> None:
     assert output_nmse(stored, weight, x) > 0.1
 
 
-def test_e19_each_row_and_group_has_a_scale_of_its_own() -> None:
+def test_each_row_and_group_has_a_scale_of_its_own() -> None:
     """One range for a group of all rows ruins the small rows: the document's loses more than all of them."""
     weight = gaussian(32, 128) * torch.logspace(-2, 0, 32)[:, None]
     result = awq_quantize(weight, with_outliers(500, 128), 4, 32)
@@ -145,7 +145,7 @@ def test_e19_each_row_and_group_has_a_scale_of_its_own() -> None:
     assert per_row.max() < 0.1
 
 
-def test_e22_zero_and_one_sided_groups_stay_finite() -> None:
+def test_zero_and_one_sided_groups_stay_finite() -> None:
     weight = gaussian(8, 64)
     weight[:, :16] = 0.0
     weight[:, 16:32] = weight[:, 16:32].abs() + 5
@@ -154,7 +154,7 @@ def test_e22_zero_and_one_sided_groups_stay_finite() -> None:
     assert 0 <= int(result.zero_point.min()) <= int(result.zero_point.max()) <= 15
 
 
-def test_e13_any_leading_dimensions() -> None:
+def test_any_leading_dimensions() -> None:
     weight, x = gaussian(8, 32), with_outliers(60, 32)
     flat, shaped = awq_quantize(weight, x, 4, 16), awq_quantize(weight, x.view(3, 4, 5, 32), 4, 16)
     assert torch.equal(flat.dequantize(), shaped.dequantize())

@@ -45,7 +45,7 @@ def test_all_256_codes_are_decoded_as_defined(name, ieee):
     ("name", "finite", "nan", "inf", "largest", "min_normal", "min_subnormal", "relative"),
     [("e4m3", 254, 2, 0, 448, 2**-6, 2**-9, 2**-4), ("e5m2", 248, 6, 2, 57344, 2**-14, 2**-16, 2**-3)],
 )
-def test_e73_facts_of_the_formats(name, finite, nan, inf, largest, min_normal, min_subnormal, relative):
+def test_facts_of_the_formats(name, finite, nan, inf, largest, min_normal, min_subnormal, relative):
     codes, spec = fp8_codes(name), fp8_format(name)
     values = codes[codes.isfinite()]
     assert (len(values), int(codes.isnan().sum()), int(codes.isinf().sum())) == (finite, nan, inf)
@@ -72,7 +72,7 @@ def test_casting_takes_the_nearest_code_everywhere(name):
     assert error[~normal].max() <= spec.min_subnormal / 2
 
 
-def test_e72_a_uniform_grid_is_not_fp8():
+def test_a_uniform_grid_is_not_fp8():
     x = torch.tensor([0.02, 100.0, 300.0])
     assert fp8_fake_quantize(x, scale=1.0).tolist() == [0.01953125, 96.0, 288.0]
     gauss = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 10
@@ -82,13 +82,13 @@ def test_e72_a_uniform_grid_is_not_fp8():
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2"])
-def test_e73_values_beyond_the_range_saturate(name):
+def test_values_beyond_the_range_saturate(name):
     largest = fp8_format(name).max
     x = torch.tensor([largest * 1.07, 1e30, -1e30, largest])
     assert fp8_fake_quantize(x, name, scale=1.0).tolist() == [largest, largest, -largest, largest]
 
 
-def test_e72_integers_win_on_gaussians_and_fp8_on_dynamic_range():
+def test_integers_win_on_gaussians_and_fp8_on_dynamic_range():
     generator = torch.Generator().manual_seed(0)
     gauss = torch.randn(100_000, generator=generator) * 10
     integer = ((fake_quantize(gauss, symmetric=True) - gauss) ** 2).mean()

@@ -114,7 +114,7 @@ def test_held_out_error_on_correlated_inputs(bits: int, act_order: bool) -> None
     assert gain > 1.5
 
 
-def test_e14_the_activations_matter() -> None:
+def test_the_activations_matter() -> None:
     """The document computes a Hessian and never uses it: its result is round-to-nearest whatever the inputs are."""
     weight = gaussian(32, 64)
     first = gptq_quantize(weight, hessian_of(correlated(512, 64, seed=1, mixing_seed=1)), 4, 32)
@@ -123,7 +123,7 @@ def test_e14_the_activations_matter() -> None:
     assert not torch.equal(first.codes(), rtn_quantize(weight, 4, 32).codes())
 
 
-def test_e15_on_white_noise_gptq_fits_the_noise() -> None:
+def test_on_white_noise_gptq_fits_the_noise() -> None:
     """As the document's demo does: few rows of independent noise. On held-out noise GPTQ then *loses* to rounding."""
     weight, held_out = gaussian(64, 128), gaussian(4096, 128, seed=2)
     quantized = gptq_quantize(weight, hessian_of(gaussian(256, 128, seed=1)), 4, 64)
@@ -131,7 +131,7 @@ def test_e15_on_white_noise_gptq_fits_the_noise() -> None:
     assert output_nmse(quantized.dequantize(), weight, held_out) > 1.2 * output_nmse(rtn.dequantize(), weight, held_out)
 
 
-def test_e21_weight_error_ranks_the_methods_the_wrong_way_round() -> None:
+def test_weight_error_ranks_the_methods_the_wrong_way_round() -> None:
     weight, x = gaussian(64, 128), correlated(4096, 128)
     gptq, rtn = gptq_quantize(weight, hessian_of(x), 4, 64).dequantize(), rtn_quantize(weight, 4, 64).dequantize()
     assert output_nmse(gptq, weight, x) < 0.7 * output_nmse(rtn, weight, x)
@@ -168,7 +168,7 @@ def depth_errors(seed: int, depth: int = 8, width: int = 64, bits: int = 2) -> d
     }
 
 
-def test_e16_errors_accumulate_and_sequential_inputs_hold_them_down() -> None:
+def test_errors_accumulate_and_sequential_inputs_hold_them_down() -> None:
     """The document says they do not, and collects all activations from the float model: each layer then answers to
     inputs that it never gets. The difference needs coarse weights to show: 2 bits, mean over seeds."""
     seeds = [depth_errors(seed) for seed in range(3)]
@@ -180,7 +180,7 @@ def test_e16_errors_accumulate_and_sequential_inputs_hold_them_down() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_e22_awkward_groups_stay_finite(symmetric: bool) -> None:
+def test_awkward_groups_stay_finite(symmetric: bool) -> None:
     weight = gaussian(8, 64)
     weight[:, :16] = 0.0
     weight[:, 16:32] = weight[:, 16:32].abs() + 5
@@ -193,7 +193,7 @@ def test_e22_awkward_groups_stay_finite(symmetric: bool) -> None:
         assert (zero_point == 8).all()
 
 
-def test_e19_each_row_and_group_has_a_scale_of_its_own() -> None:
+def test_each_row_and_group_has_a_scale_of_its_own() -> None:
     weight = gaussian(16, 96) * torch.logspace(-2, 0, 16)[:, None]
     result = gptq_quantize(weight, hessian_of(correlated(512, 96)), 4, 32)
     assert result.scale.shape == result.zero_point.shape == (16, 3)
@@ -253,7 +253,7 @@ def test_arguments_are_left_as_they_are() -> None:
     assert torch.equal(weight, before[0]) and torch.equal(hessian, before[1])
 
 
-def test_e17_bits_per_weight_count_the_metadata() -> None:
+def test_bits_per_weight_count_the_metadata() -> None:
     result = gptq_quantize(gaussian(128, 256), hessian_of(correlated(512, 256)), bits=4, group_size=128)
     assert result.bits_per_weight == pytest.approx(4 + 20 / 128)
     assert result.nbytes == 128 * 256 // 2 + 128 * 2 * 2 + 128 * 2 // 2

@@ -174,7 +174,7 @@ def test_gptq_takes_inputs_from_the_quantized_layers_before(model: Any) -> None:
                 linear.weight.copy_(got)
 
 
-def test_e16_sequential_inputs_beat_those_of_the_float_model() -> None:
+def test_sequential_inputs_beat_those_of_the_float_model() -> None:
     errors = {"sequential": 0.0, "independent": 0.0}
     for seed in range(3):
         model = build(seed=seed)
@@ -194,7 +194,7 @@ def test_e16_sequential_inputs_beat_those_of_the_float_model() -> None:
     assert errors["sequential"] < 0.97 * errors["independent"]
 
 
-def test_e14_calibration_matters_where_it_should(model: Any) -> None:
+def test_calibration_matters_where_it_should(model: Any) -> None:
     def codes(method: str, seed: int) -> Tensor:
         calibration = [w % (10 + 25 * seed) for w in windows(64, seed=seed)]
         return (

@@ -161,7 +161,7 @@ def test_every_value_lies_in_the_bin_that_counts_it(values):
         assert ((left <= float(value)) & (float(value) <= right)).any()
 
 
-def test_e12_memory_does_not_grow_with_the_data():
+def test_memory_does_not_grow_with_the_data():
     for cls in ALL:
         observer = cls()
         sizes = set()

@@ -87,7 +87,7 @@ def test_every_row_gets_the_gradient_of_its_own_step():
         assert of_step[row].item() == pytest.approx(step_alone.item(), rel=1e-5)
 
 
-def test_e25_the_step_learns_and_clipped_values_pass_no_gradient():
+def test_the_step_learns_and_clipped_values_pass_no_gradient():
     quantizer = LSQQuantizer(torch.tensor(1.0), bits=8, signed=False, num_values=3)
     x = torch.tensor([-3.0, 2.4, 300.0], requires_grad=True)
     quantizer(x).sum().backward()
@@ -105,7 +105,7 @@ def test_e25_the_step_learns_and_clipped_values_pass_no_gradient():
     assert before > 0.08 and ((quantizer(target) - target) ** 2).mean().item() < 0.05
 
 
-def test_e26_signed_weights_keep_their_negative_half():
+def test_signed_weights_keep_their_negative_half():
     x = torch.tensor([-3.0, -0.6, -0.2, 0.2, 0.6, 2.4])
     out = LSQQuantizer.from_data(x, bits=8)(x)
     assert torch.equal(out.sign(), x.sign()) and (out - x).abs().max() < 0.2
@@ -171,7 +171,7 @@ def results():
     return {bits: train_qat(weight_bits=bits) for bits in (3, 4)}
 
 
-def test_e27_the_task_can_be_learned_and_its_scale_is_known():
+def test_the_task_can_be_learned_and_its_scale_is_known():
     task = teacher_task()
     for y in (task.train_y, task.val_y):
         assert y.var().item() == pytest.approx(1.0, abs=0.1)
@@ -211,7 +211,7 @@ class UnsignedUnitStep(nn.Module):
         return x + (quantized - x).detach()
 
 
-def test_e26_golden_bug_learns_nothing_so_the_loss_is_the_variance(results):
+def test_golden_bug_learns_nothing_so_the_loss_is_the_variance(results):
     task = teacher_task()
     model = prepare_qat(results[3].float_model, task.train_x[:512], 8)
     for layer in model:

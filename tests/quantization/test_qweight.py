@@ -117,7 +117,7 @@ def test_scales_that_float16_cannot_hold_stay_float32(magnitude):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("value", [0.0, 0.7, -0.7])
-def test_e22_all_zero_and_constant_groups(value, symmetric):
+def test_all_zero_and_constant_groups(value, symmetric):
     group = torch.full((2, 8), value)
     scale, zero_point = find_scale_zero(group, 4, symmetric)
     codes = quantize_to_codes(group, scale[:, None], zero_point[:, None], 4)
@@ -126,12 +126,12 @@ def test_e22_all_zero_and_constant_groups(value, symmetric):
     assert torch.allclose(back, group, atol=float(scale.max()) * 0.51 if value else 0.0)
 
 
-def test_e22_zero_point_of_all_positive_weights_can_be_stored():
+def test_zero_point_of_all_positive_weights_can_be_stored():
     _, zero_point = find_scale_zero(torch.tensor([[4.5, 5.0], [-5.0, -4.5]]), 4)
     assert zero_point.tolist() == [0, 15]
 
 
-def test_e17_e87_bits_per_weight_count_the_metadata():
+def test_bits_per_weight_count_the_metadata():
     codes = torch.zeros(1024, 1024, dtype=torch.uint8)
     ones = torch.ones(1024, 8)
     weight = QuantizedWeight.from_codes(codes, ones, ones, 4, 128)

@@ -34,7 +34,7 @@ def test_groups_may_not_divide_the_row():
     assert torch.equal(quantized.dequantize()[:, 512:], rtn_quantize(weights()[:, 512:], 4, 64).dequantize())
 
 
-def test_e19_groups_belong_to_one_row_only():
+def test_groups_belong_to_one_row_only():
     weight = weights() * torch.logspace(-4, 0, 16)[:, None]
     quantized = rtn_quantize(weight, 4, 64)
     assert quantized.scale.shape == (16, 9)
@@ -44,7 +44,7 @@ def test_e19_groups_belong_to_one_row_only():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_e22_dead_groups_give_zeros_and_no_nan(symmetric):
+def test_dead_groups_give_zeros_and_no_nan(symmetric):
     weight = weights()
     weight[:, :64] = 0
     weight[3] = 0

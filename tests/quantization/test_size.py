@@ -51,14 +51,14 @@ def test_counts_equal_those_of_a_built_model(tied, head_dim):
     assert parts["norms"] == sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
 
 
-def test_e01_llama_2_70b_in_gib():
+def test_llama_2_70b_in_gib():
     sizes = {bits: count_parameters(LLAMA_70B) * bits / 8 / GIB for bits in (32, 16, 8, 4)}
     assert {bits: round(size, 2) for bits, size in sizes.items()} == {32: 256.96, 16: 128.48, 8: 64.24, 4: 32.12}
     weights = inference_memory(LLAMA_70B, bits_per_weight=8, other_bits=8).weights
     assert weights == 68_976_648_192
 
 
-def test_e02_both_units_are_named():
+def test_both_units_are_named():
     assert (GIB, GB) == (1024**3, 1000**3)
     assert format_bytes(70e9 * 4) == "260.77 GiB (280.00 GB)"
     assert format_bytes(2**20 * 1.5) == "1.50 MiB (1.57 MB)"
@@ -66,7 +66,7 @@ def test_e02_both_units_are_named():
     assert format_bytes(17) == "17 bytes"
 
 
-def test_e03_training_takes_16_bytes_a_parameter_however_the_model_is_served():
+def test_training_takes_16_bytes_a_parameter_however_the_model_is_served():
     mixed = training_bytes_per_parameter()
     assert mixed == {"weights": 2, "gradients": 2, "master_weights": 4, "adam_m": 4, "adam_v": 4}
     assert sum(mixed.values()) == sum(training_bytes_per_parameter("float32").values()) == 16
@@ -120,7 +120,7 @@ def test_memory_of_inference_is_separated():
     assert "kv cache        32.00 GiB (34.36 GB)" in str(budget)
 
 
-def test_e87_bits_per_weight_with_metadata():
+def test_bits_per_weight_with_metadata():
     assert quantized_bits_per_weight(4, 128) == 4.15625
     assert quantized_bits_per_weight(4, 128, zero_point_bits=0) == 4.125
     assert quantized_bits_per_weight(8, None, in_features=4096) == 8 + 24 / 4096

@@ -20,7 +20,7 @@ def test_w8a8_equals_its_definition():
     assert torch.allclose(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_e09_a_sample_does_not_depend_on_its_neighbours():
+def test_a_sample_does_not_depend_on_its_neighbours():
     layer = DynamicQuantizedLinear.from_float(float_linear())
     x = floats(32, IN)
     alone = layer(x[:1])

@@ -20,7 +20,7 @@ def test_nan_and_infinity_stay_in_their_row():
         assert torch.allclose(out[[0, 3]], layer(x[[0, 3]]), atol=1e-4)
 
 
-def test_e10_memory_falls_to_a_quarter_and_no_float_weight_is_kept():
+def test_memory_falls_to_a_quarter_and_no_float_weight_is_kept():
     source = float_linear()
     before = source.weight.numel() * 4
     for make in (DynamicQuantizedLinear.from_float, Int8WeightLinear.from_float):

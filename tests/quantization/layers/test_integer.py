@@ -63,7 +63,7 @@ def test_every_layer_computes_what_its_dequantized_weight_computes(name, layer, 
     assert (out - expected).norm() <= ACTIVATION_ERROR.get(name, 1e-4) * expected.norm()
 
 
-def test_e10_a_checkpoint_decides_what_the_layer_computes(name, layer):
+def test_a_checkpoint_decides_what_the_layer_computes(name, layer):
     x = floats(3, IN, seed=4)
     layer(x)
     zeroed = {key: torch.zeros_like(value) for key, value in layer.state_dict().items()}

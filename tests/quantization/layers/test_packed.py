@@ -14,7 +14,7 @@ from labsupport.quantization.rtn import rtn_quantize
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
-def test_e10_packed_weights_take_what_their_format_takes(bits):
+def test_packed_weights_take_what_their_format_takes(bits):
     weight = rtn_quantize(float_linear().weight, bits, 64)
     layer = (Int4WeightLinear if bits == 4 else QuantizedLinear)(weight)
     groups = OUT * IN // 64

@@ -30,7 +30,7 @@ def test_static_equals_its_definition(symmetric):
     assert torch.equal(observed(x), layer(x))
 
 
-def test_e11_static_saturates_where_the_inputs_grow_and_dynamic_follows():
+def test_static_saturates_where_the_inputs_grow_and_dynamic_follows():
     source = float_linear(bias=False)
     dynamic, static = DynamicQuantizedLinear.from_float(source), calibrated(source)
 
