@@ -307,11 +307,11 @@ def lm_eval_scores(url: str, folder: Path) -> str:
     tasks = write_tasks(folder / "tasks")
     model = str(folder / "tiny")
     remote = f"model=tiny,base_url={url}/v1/completions,tokenizer={model},num_concurrent=4,max_length=1024"
-    options = ("--tasks", "held_out,next_line", "--include_path", str(tasks), "--batch_size", "4")
+    options = ("--tasks", "held_out,next_line", "--include_path", str(tasks), "--batch_size", "4", "--device", "cpu")
     scores = []
     for kind, arguments in (
         ("local-completions", remote + ",tokenizer_backend=huggingface"),
-        ("hf", f"pretrained={model},dtype=float32,device=cpu,max_length=1024"),
+        ("hf", f"pretrained={model},dtype=float32,max_length=1024"),
     ):
         out = folder / kind
         run("lm_eval", "--model", kind, "--model_args", arguments, *options, "--output_path", str(out), cwd=folder)
