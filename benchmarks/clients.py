@@ -304,22 +304,22 @@ def instructor_markdown(url: str, _: Path) -> str | None:
 
 @feature("lm-eval", "lm_eval", "loglikelihood, multiple choice, generate_until; as its own hf model")
 def lm_eval_scores(url: str, folder: Path) -> str:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     tasks = write_tasks(folder / "tasks")
     model = str(folder / "tiny")
     remote = f"model=tiny,base_url={url}/v1/completions,tokenizer={model},num_concurrent=4,max_length=1024"
-    options = ("--include_path", str(tasks), "--batch_size", "4", "--device", "cpu", "--log_samples")
+    known = TaskManager(include_path=str(tasks), include_defaults=False)
     scores, likelihoods = [], []
     for kind, arguments, names in (
-        ("local-completions", remote + ",tokenizer_backend=huggingface", "held_out,next_line,continue"),
-        ("hf", f"pretrained={model},dtype=float32,max_length=1024", "held_out,next_line"),
+        ("local-completions", remote + ",tokenizer_backend=huggingface", ["held_out", "next_line", "continue"]),
+        ("hf", f"pretrained={model},dtype=float32,max_length=1024", ["held_out", "next_line"]),
     ):
-        out = folder / kind
-        more = ("--tasks", names, "--output_path", str(out))
-        run("lm_eval", "--model", kind, "--model_args", arguments, *options, *more, cwd=folder)
-        results = json.loads(next(out.rglob("results*.json")).read_text())["results"]
+        found = lm_eval.simple_evaluate(kind, arguments, names, batch_size=4, device="cpu", task_manager=known)
+        results, samples = found["results"], found["samples"]["next_line"]
         scores.append((results["held_out"]["byte_perplexity,none"], results["next_line"]["acc,none"]))
-        samples = next(out.rglob("samples_next_line*.jsonl")).read_text().splitlines()
-        likelihoods.append([float(choice[0][0]) for line in samples for choice in json.loads(line)["resps"]])
+        likelihoods.append([float(choice[0][0]) for sample in samples for choice in sample["resps"]])
     (perplexity, accuracy), (theirs, their_accuracy) = scores
     apart = max(abs(ours - hf) for ours, hf in zip(*likelihoods, strict=True))
     assert abs(perplexity / theirs - 1) < 1e-4 and accuracy == their_accuracy and apart < 1e-2, (scores, apart)

@@ -24,7 +24,9 @@ from labsupport.serving.options import (
     Port,
     Quantization,
     Threads,
+    VLLMOption,
     load,
+    vllm_options,
 )
 from labsupport.serving.stack import commands as stack_commands
 
@@ -62,9 +64,10 @@ def serve(
     max_connections: MaxConnections = 1000,
     drain_seconds: DrainSeconds = 30.0,
     threads: Threads = None,
-    engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and any model it supports.")] = (
+    engine: Annotated[Engine, typer.Option(help="vllm: needs vLLM, and serves any model that it supports.")] = (
         Engine.labsupport
     ),
+    vllm_option: VLLMOption = None,
 ) -> None:
     """Serve a model with OpenAI's API. SIGTERM or Ctrl-C stops it once running requests are finished."""
     from labsupport.console import errors_as_one_line
@@ -85,8 +88,15 @@ def serve(
 
             if quantization is not None:
                 raise ValueError("--quantization is for the course's engine: name a model that is already compressed")
-            backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len)
+            for name, given in (("--num-blocks", num_blocks), ("--threads", threads)):
+                if given is not None:
+                    raise ValueError(f"{name} is for the course's engine: with vLLM, use its own --vllm-option")
+            options = {"block_size": block_size} if block_size != 16 else {}
+            options |= vllm_options(vllm_option)
+            backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len, **options)
         else:
+            if vllm_option:
+                raise ValueError("--vllm-option needs --engine vllm")
             import torch
 
             from labsupport.inference import LLMEngine
