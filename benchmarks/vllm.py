@@ -56,7 +56,10 @@ def main() -> None:
                 answers[name] = asyncio.run(ask(url, prompts, counts))
                 times.append(time.perf_counter() - begin)
         best, read, written = min(times[1:]), sum(map(len, prompts)), sum(counts)
-        print(f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {ready:.0f} s |", flush=True)
+        print(
+            f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {ready:.0f} s |",
+            flush=True,
+        )
     ours, theirs = answers.values()
     apart = [first_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     print(f"{apart.count(None)} of {len(apart)} answers have the same tokens", end="")
@@ -66,7 +69,9 @@ def main() -> None:
 def first_difference(one: list[str], other: list[str]) -> int | None:
     if one == other:
         return None
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 async def ask(url: str, prompts: list[list[int]], counts: list[int]) -> list[list[str]]:

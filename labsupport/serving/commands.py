@@ -148,6 +148,9 @@ def loadtest(
     ),
     model: Annotated[str | None, typer.Option(help="Default: the first one that the server lists.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="The first key in it is sent.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That send. Default: as many as the rate needs, at most one per core.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request counts as failed.")] = 120.0,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and latency.png.")] = None,
@@ -158,6 +161,7 @@ def loadtest(
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
+        from labsupport.serving.load.processes import processes_for, run_in_processes
         from labsupport.serving.load.report import Report, write_report
         from labsupport.serving.load.tester import run_load
         from labsupport.serving.load.workload import plan_requests, read_trace
@@ -171,9 +175,13 @@ def loadtest(
                 raise ValueError("give --rate (open loop), --concurrency (closed loop), both, or --trace")
             plan = plan_requests(requests, rate, prompt_chars, output_tokens, seed)
         keys = read_keys(api_key_file)
-        results = asyncio.run(
-            run_load(url, plan, concurrency, model, keys[0] if keys else None, timeout, ignore_eos, progress=True)
-        )
+        options = {"model": model, "api_key": keys[0] if keys else None, "timeout": timeout, "ignore_eos": ignore_eos}
+        count = processes or min(processes_for(plan), concurrency or len(plan))
+        if count > 1:
+            typer.echo(f"{count} processes send")
+            results = run_in_processes(url, plan, count, concurrency, **options)
+        else:
+            results = asyncio.run(run_load(url, plan, concurrency, **options, progress=True))
         report = Report.of(results)
         typer.echo(str(report))
         if out is not None:

@@ -38,9 +38,7 @@ def table(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_each_feature_works_or_is_refused_with_the_right_words(
-    table: dict[str, dict[str, str]], client: str
-) -> None:
+def test_each_feature_works_or_is_refused_with_the_right_words(table: dict[str, dict[str, str]], client: str) -> None:
     assert table[client]
     for feature, outcome in table[client].items():
         assert outcome.startswith("refused: " if feature in REFUSED else "works"), (feature, outcome)
