@@ -3,7 +3,8 @@
 Each server is started in turn, on the same cores, with the same model in float32 and 16 requests at a time. It gets the
 workload of benchmarks/engine.py (64 requests, prompts of 16 to 256 tokens, answers of 8 to 128, all at once), as token
 lists, greedy, after a first round that warms it up. Printed: tokens per second, how many answers are the same in both,
-and at which token the others part. ``--vllm-python`` is the Python of an environment with vLLM (`make test-vllm` makes
+and at which token the others part. CPU seconds are of the server and all its processes: the steadier figure where the
+machine has other work. ``--vllm-python`` is the Python of an environment with vLLM (`make test-vllm` makes
 .venv-vllm).
 """
 
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 from engine import workload
 
 from labsupport.lm import load_lm
@@ -42,28 +44,35 @@ def main() -> None:
     vllm = [part for option in ON_A_CPU for part in ("--vllm-option", option)]
     vllm += ["--vllm-option", "enforce_eager=true"] if options.eager else []
     answers: dict[str, list[list[str]]] = {}
-    print("| server | tokens/s, prompts and answers | answers only | seconds | ready after |\n|---|---|---|---|---|")
+    print("| server | tokens/s, prompts and answers | answers only | seconds | CPU seconds | ready after |")
+    print("|---|---|---|---|---|---|")
     for name, python, more in (
         ("serve", sys.executable, []),
         ("serve --engine vllm", options.vllm_python, ["--engine", "vllm", *vllm]),
     ):
         begin = time.perf_counter()
-        with server(python, options.model, more) as url:
+        with server(python, options.model, more) as (url, process):
             ready = time.perf_counter() - begin
             times = []
             for _ in range(options.turns + 1):
-                begin = time.perf_counter()
+                begin, before = time.perf_counter(), cpu_seconds(process)
                 answers[name] = asyncio.run(ask(url, prompts, counts))
-                times.append(time.perf_counter() - begin)
-        best, read, written = min(times[1:]), sum(map(len, prompts)), sum(counts)
+                times.append((time.perf_counter() - begin, cpu_seconds(process) - before))
+        best, cpu = (min(each[k] for each in times[1:]) for k in (0, 1))
+        read, written = sum(map(len, prompts)), sum(counts)
         print(
-            f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {ready:.0f} s |",
+            f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {cpu:.1f} | {ready:.0f} s |",
             flush=True,
         )
     ours, theirs = answers.values()
     apart = [first_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     print(f"{apart.count(None)} of {len(apart)} answers have the same tokens", end="")
     print("; the others part at token " + ", ".join(str(each) for each in apart if each is not None))
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def first_difference(one: list[str], other: list[str]) -> int | None:
@@ -89,7 +98,7 @@ async def ask(url: str, prompts: list[list[int]], counts: list[int]) -> list[lis
 
 
 @contextmanager
-def server(python: str, model: str, more: list[str]) -> Iterator[str]:
+def server(python: str, model: str, more: list[str]) -> Iterator[tuple[str, psutil.Process]]:
     command = [python, "-u", "-m", "labsupport.cli", "serve", "--model", model, "--port", "0", "--max-num-seqs", "16"]
     command += ["--max-waiting", "1000", "--max-model-len", "1024", *more]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -98,7 +107,7 @@ def server(python: str, model: str, more: list[str]) -> Iterator[str]:
     try:
         for line in process.stdout:
             if found := re.search(r"at (http://\S+)/v1", line):
-                yield found[1]
+                yield found[1], psutil.Process(process.pid)
                 return
         raise SystemExit("the server did not start: " + " ".join(command))
     finally:

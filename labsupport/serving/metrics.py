@@ -2,8 +2,8 @@
 
 vLLM's metrics are called ``vllm:num_requests_running{model_name="..."}`` and so on. These have the same names with the
 prefix ``labsupport_``: a colon is for recording rules, as `promtool check metrics` says. The rules of
-deploy/prometheus-rules.yml record them under vLLM's names, for dashboards that were made for it. Gauges and the engine's
-counters are read from the engine at each scrape; the histograms are filled as requests finish.
+deploy/prometheus-rules.yml record them under vLLM's names, for dashboards that were made for it. Gauges and the
+engine's counters are read from the engine at each scrape; the histograms are filled as requests finish.
 """
 
 from __future__ import annotations

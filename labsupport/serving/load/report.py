@@ -68,7 +68,7 @@ class Report:
         lines = [
             f"requests           {self.requests:10,}   succeeded {self.succeeded:,}",
             f"duration           {self.seconds:10.2f} s",
-            f"offered            {self.offered_per_second:10.2f} requests/s   sent {self.sent_per_second:,.2f} requests/s",
+            f"offered            {self.offered_per_second:10.2f} requests/s   sent {self.sent_per_second:,.2f}",
             f"throughput         {self.requests_per_second:10.2f} requests/s   {self.tokens_per_second:,.1f} tokens/s",
             "",
             f"{'milliseconds':18}{'mean':>11}{'p50':>11}{'p90':>11}{'p95':>11}{'p99':>11}{'max':>11}",
