@@ -353,7 +353,8 @@ def write_tasks(folder: Path) -> Path:
     task("next_line", "lines", 'output_type: multiple_choice\ndoc_to_text: "{{line}}"\ndoc_to_choice: "{{choices}}"\n'
          'doc_to_target: answer\ntarget_delimiter: ""\nmetric_list:\n  - metric: acc\n')  # fmt: skip
     task("continue", "few", 'output_type: generate_until\ndoc_to_text: "{{line}}"\ndoc_to_target: "x"\n'
-         'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 16\nmetric_list:\n  - metric: exact_match\n')  # fmt: skip
+         'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 16\n'
+         "metric_list:\n  - metric: exact_match\n")  # fmt: skip
     return folder
 
 

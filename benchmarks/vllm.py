@@ -61,7 +61,8 @@ def main() -> None:
         best, cpu = (min(each[k] for each in times[1:]) for k in (0, 1))
         read, written = sum(map(len, prompts)), sum(counts)
         print(
-            f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {cpu:.1f} | {ready:.0f} s |",
+            f"| {name} | {(read + written) / best:.0f} | {written / best:.1f} | {best:.1f} | {cpu:.1f} "
+            f"| {ready:.0f} s |",
             flush=True,
         )
     ours, theirs = answers.values()
@@ -101,7 +102,7 @@ async def ask(url: str, prompts: list[list[int]], counts: list[int]) -> list[lis
 def server(python: str, model: str, more: list[str]) -> Iterator[tuple[str, psutil.Process]]:
     command = [python, "-u", "-m", "labsupport.cli", "serve", "--model", model, "--port", "0", "--max-num-seqs", "16"]
     command += ["--max-waiting", "1000", "--max-model-len", "1024", *more]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout is not None
     try:

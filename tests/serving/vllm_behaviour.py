@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
+
+from labsupport.serving.vllm_translation import translated
 
 PROMPT = list(range(65, 75))
 
 
 async def behaviour(engine: Any, params: Callable[..., Any], kinds: Any) -> dict[str, Any]:
-    """``params``: makes vLLM's `SamplingParams`, greedy and past the end of text; ``kinds``: its `RequestOutputKind`."""
+    """``params`` makes vLLM's `SamplingParams`, greedy and past the end of text; ``kinds`` is `RequestOutputKind`."""
     names = iter(range(1000))
 
     async def outputs(prompt: list[int] = PROMPT, **options: Any) -> list[Any]:
@@ -19,12 +22,12 @@ async def behaviour(engine: Any, params: Callable[..., Any], kinds: Any) -> dict
         made = engine.generate({"prompt_token_ids": prompt}, asked, f"r{next(names)}")
         return [output async for output in made]
 
-    async def refusal(prompt: list[int] = PROMPT, **options: Any) -> list[str]:
+    async def refusal(prompt: list[int] = PROMPT, **options: Any) -> str:
         try:
             await outputs(prompt, **options)
         except Exception as error:
-            return sorted({"ValueError", "TypeError"} & {kind.__name__ for kind in type(error).__mro__})
-        return ["none"]
+            return type(translated(error)).__name__
+        return "none"
 
     plain = await outputs()
     first, last = plain[0].outputs[0], plain[-1].outputs[0]
@@ -49,7 +52,7 @@ async def behaviour(engine: Any, params: Callable[..., Any], kinds: Any) -> dict
         "its first output has tokens": len(first.token_ids) > 0,
         "outputs are cumulative": all(
             list(b.outputs[0].token_ids)[: len(a.outputs[0].token_ids)] == list(a.outputs[0].token_ids)
-            for a, b in zip(plain, plain[1:], strict=False)
+            for a, b in pairwise(plain)
         ),
         "only the last is finished": [each.finished for each in plain] == [False] * (len(plain) - 1) + [True],
         "finish reasons before the last": sorted({str(each.outputs[0].finish_reason) for each in plain[:-1]}),
