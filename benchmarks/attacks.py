@@ -137,7 +137,8 @@ def memory(pids: list[int]) -> float:
 
 def watch(url: str, pids: list[int], busy: Callable[[], bool]) -> tuple[list[float], float]:
     """Milliseconds of each `/health`, and the most memory."""
-    times, most = [], 0.0
+    times: list[float] = []
+    most = 0.0
     with httpx.Client(timeout=30) as client:
         while busy() or not times:
             begin = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -175,7 +175,12 @@ def loadtest(
                 raise ValueError("give --rate (open loop), --concurrency (closed loop), both, or --trace")
             plan = plan_requests(requests, rate, prompt_chars, output_tokens, seed)
         keys = read_keys(api_key_file)
-        options = {"model": model, "api_key": keys[0] if keys else None, "timeout": timeout, "ignore_eos": ignore_eos}
+        options: dict[str, Any] = {
+            "model": model,
+            "api_key": keys[0] if keys else None,
+            "timeout": timeout,
+            "ignore_eos": ignore_eos,
+        }
         count = processes or min(processes_for(plan), concurrency or len(plan))
         if count > 1:
             typer.echo(f"{count} processes send")
