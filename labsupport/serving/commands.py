@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,9 @@ from labsupport.serving.options import (
     Port,
     Quantization,
     Threads,
+    VLLMOption,
     load,
+    vllm_options,
 )
 from labsupport.serving.stack import commands as stack_commands
 
@@ -62,9 +64,10 @@ def serve(
     max_connections: MaxConnections = 1000,
     drain_seconds: DrainSeconds = 30.0,
     threads: Threads = None,
-    engine: Annotated[Engine, typer.Option(help="vllm needs vLLM and a GPU, and any model it supports.")] = (
+    engine: Annotated[Engine, typer.Option(help="vllm: needs vLLM, and serves any model that it supports.")] = (
         Engine.labsupport
     ),
+    vllm_option: VLLMOption = None,
 ) -> None:
     """Serve a model with OpenAI's API. SIGTERM or Ctrl-C stops it once running requests are finished."""
     from labsupport.console import errors_as_one_line
@@ -85,8 +88,15 @@ def serve(
 
             if quantization is not None:
                 raise ValueError("--quantization is for the course's engine: name a model that is already compressed")
-            backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len)
+            for name, given in (("--num-blocks", num_blocks), ("--threads", threads)):
+                if given is not None:
+                    raise ValueError(f"{name} is for the course's engine: with vLLM, use its own --vllm-option")
+            options = {"block_size": block_size} if block_size != 16 else {}
+            options |= vllm_options(vllm_option)
+            backend = VLLMBackend.of_model(model, max_num_seqs, max_waiting, max_model_len, **options)
         else:
+            if vllm_option:
+                raise ValueError("--vllm-option needs --engine vllm")
             import torch
 
             from labsupport.inference import LLMEngine
@@ -138,6 +148,9 @@ def loadtest(
     ),
     model: Annotated[str | None, typer.Option(help="Default: the first one that the server lists.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="The first key in it is sent.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That send. Default: as many as the rate needs, at most one per core.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request counts as failed.")] = 120.0,
     seed: Annotated[int, typer.Option(help="The same seed sends the same requests at the same times.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for loadtest.json and latency.png.")] = None,
@@ -148,6 +161,7 @@ def loadtest(
     from labsupport.console import errors_as_one_line
 
     with errors_as_one_line():
+        from labsupport.serving.load.processes import processes_for, run_in_processes
         from labsupport.serving.load.report import Report, write_report
         from labsupport.serving.load.tester import run_load
         from labsupport.serving.load.workload import plan_requests, read_trace
@@ -161,9 +175,18 @@ def loadtest(
                 raise ValueError("give --rate (open loop), --concurrency (closed loop), both, or --trace")
             plan = plan_requests(requests, rate, prompt_chars, output_tokens, seed)
         keys = read_keys(api_key_file)
-        results = asyncio.run(
-            run_load(url, plan, concurrency, model, keys[0] if keys else None, timeout, ignore_eos, progress=True)
-        )
+        options: dict[str, Any] = {
+            "model": model,
+            "api_key": keys[0] if keys else None,
+            "timeout": timeout,
+            "ignore_eos": ignore_eos,
+        }
+        count = processes or min(processes_for(plan), concurrency or len(plan))
+        if count > 1:
+            typer.echo(f"{count} processes send")
+            results = run_in_processes(url, plan, count, concurrency, **options)
+        else:
+            results = asyncio.run(run_load(url, plan, concurrency, **options, progress=True))
         report = Report.of(results)
         typer.echo(str(report))
         if out is not None:

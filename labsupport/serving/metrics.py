@@ -1,8 +1,9 @@
-"""`/metrics` for Prometheus: vLLM's names and meanings, under ``labsupport:``.
+"""`/metrics` for Prometheus: vLLM's names and meanings, under ``labsupport_``.
 
 vLLM's metrics are called ``vllm:num_requests_running{model_name="..."}`` and so on. These have the same names with the
-prefix ``labsupport:``, so a dashboard made for one server works for the other after a search and replace. Gauges and
-the engine's counters are read from the engine at each scrape; the histograms are filled as requests finish.
+prefix ``labsupport_``: a colon is for recording rules, as `promtool check metrics` says. The rules of
+deploy/prometheus-rules.yml record them under vLLM's names, for dashboards that were made for it. Gauges and the
+engine's counters are read from the engine at each scrape; the histograms are filled as requests finish.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from labsupport.serving.backend import Backend
 from labsupport.serving.observe import Observation
 
-PREFIX = "labsupport:"
+PREFIX = "labsupport_"
 
 # seconds; from one step of a small model to a long answer in a long queue
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -88,8 +89,7 @@ class Metrics:
             self._observe("e2e_request_latency_seconds", seconds)
 
     def exposition(self) -> tuple[bytes, str]:
-        """The text, and its content type. Never OpenMetrics: there the library writes the prefix as ``labsupport_``, so
-        names would depend on who asks."""
+        """The text, and its content type; the same whoever asks."""
         encoder, content_type = choose_encoder("")
         return encoder(self.registry), content_type
 

@@ -45,7 +45,7 @@ class ServingMiddleware:
         after: Callable[[Context, str, str, int, float], None],
         access: Access,
         max_body_bytes: int,
-        max_buffered_bytes: int = 2**26,
+        max_buffered_bytes: int = 2**25,
     ) -> None:
         self.app, self.before, self.after, self.access = app, before, after, access
         self.max_body_bytes, self.max_buffered_bytes = max_body_bytes, max(max_buffered_bytes, max_body_bytes)

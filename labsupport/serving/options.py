@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +48,15 @@ DrainSeconds = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: torch decides.")]
 
+VLLMOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vllm-option",
+        help="With --engine vllm: NAME=VALUE, a field of its AsyncEngineArgs; several times for several. On a CPU for "
+        "example dtype=float32 and gpu_memory_utilization=0.3, which there is the share of the machine's memory.",
+    ),
+]
+
 
 class Quantization(StrEnum):
     rtn = "rtn"
@@ -54,6 +64,25 @@ class Quantization(StrEnum):
     awq = "awq"
     int8_dynamic = "int8_dynamic"
     int8_static = "int8_static"
+
+
+def vllm_options(given: list[str] | None) -> dict[str, Any]:
+    """``["dtype=float32", "gpu_memory_utilization=0.3"]`` as fields. A value that is JSON is read as such.
+
+    Raises:
+        ValueError: one has no name or no value, or two have the same name.
+    """
+    found: dict[str, Any] = {}
+    for each in given or ():
+        name, _, value = each.partition("=")
+        name = name.strip().replace("-", "_")
+        if not name.isidentifier() or not value or name in found:
+            raise ValueError(f"--vllm-option must be NAME=VALUE, each name once; got {each!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def load(model: str, quantization: Quantization | None, bits: int, group_size: int) -> LanguageModel:

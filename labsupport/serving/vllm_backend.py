@@ -64,7 +64,7 @@ class VLLMBackend:
         """Load a model with vLLM. ``options`` are fields of its `AsyncEngineArgs`.
 
         Raises:
-            ValueError: vLLM is not installed.
+            ValueError: vLLM is not installed, or does not know an option, or cannot load the model with them.
         """
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -75,8 +75,12 @@ class VLLMBackend:
                 "course's own engine"
             ) from error
         load = Load()
-        arguments = AsyncEngineArgs(model=model, max_num_seqs=max_num_seqs, max_model_len=max_model_len, **options)
-        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(load)])
+        options = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, **options}
+        try:
+            arguments = AsyncEngineArgs(model=model, **options)
+            engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(load)])
+        except (TypeError, RuntimeError, OSError) as error:
+            raise ValueError(f"vLLM cannot serve {model} with {options}: {error}") from error
         return cls(engine, model, max_num_seqs, max_waiting, load)
 
     async def start(self) -> None:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from labsupport.serving import create_app
 from labsupport.serving.logs import JsonFormatter, configure_logs
 from labsupport.serving.metrics import PREFIX
 
+RULES = Path(__file__).parents[2] / "deploy" / "prometheus-rules.yml"
 BODY = {"prompt": "The with statement", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 
 
@@ -67,10 +72,9 @@ def test_latencies_agree_with_one_another(client: TestClient) -> None:
 
 @pytest.mark.parametrize("accept", ["", "*/*", "application/openmetrics-text; version=1.0.0"])
 def test_names_are_the_same_whoever_asks(client: TestClient, accept: str) -> None:
-    """For scrapers that ask for OpenMetrics, prometheus-client would write ``labsupport_``."""
     answer = client.get("/metrics", headers={"accept": accept})
     assert (
-        answer.headers["content-type"].startswith("text/plain") and "\nlabsupport:num_requests_running" in answer.text
+        answer.headers["content-type"].startswith("text/plain") and "\nlabsupport_num_requests_running" in answer.text
     )
 
 
@@ -118,3 +122,20 @@ def test_logs_carry_the_requests_id(engine: LLMEngine, capsys: pytest.CaptureFix
     lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[:1] == "{"]
     assert [line["request_id"] for line in lines if line.get("route") == "/v1/completions"] == ["mine-8"]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+
+
+def test_promtool_finds_nothing_to_mend(client: TestClient) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed; it comes with Prometheus")
+    checked = subprocess.run([promtool, "check", "metrics"], input=client.get("/metrics").content, capture_output=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+    rules = subprocess.run([promtool, "check", "rules", str(RULES)], capture_output=True, text=True)
+    assert rules.returncode == 0, rules.stdout + rules.stderr
+
+
+def test_every_metric_that_vllm_has_is_recorded_under_its_name(client: TestClient) -> None:
+    rules = re.findall(r"record: vllm:(\w+)\n *expr: labsupport_(\w+)\n", RULES.read_text(encoding="utf-8"))
+    assert all(theirs == ours for theirs, ours in rules)
+    ours = {name for name, _ in scrape(client) if not name.endswith("_created") and name != "http_requests_total"}
+    assert {name for name, _ in rules} == ours and len(rules) == len(ours)

@@ -140,5 +140,5 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(
         until(lambda: not admission.streams, "it is gone")
         assert released(paused)
         metrics = app.state.metrics
-        gone = ("labsupport:request_success_total", {"model_name": "tiny", "finished_reason": "abort"})
+        gone = ("labsupport_request_success_total", {"model_name": "tiny", "finished_reason": "abort"})
         until(lambda: metrics.registry.get_sample_value(*gone) == 1, "it is counted as aborted")

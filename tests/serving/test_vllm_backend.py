@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from serving.vllm_behaviour import behaviour
 
 from labsupport.inference import LLMEngine, SamplingParams
 from labsupport.serving import EngineThread, Overloaded, Unavailable, create_app
@@ -18,16 +22,22 @@ from labsupport.serving.vllm_backend import VLLMBackend
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=2)
 
 
+class VLLMValidationError(Exception):
+    """No ValueError, as vLLM's own."""
+
+
 class TheirParams:
     """Like `vllm.SamplingParams`: unknown names are errors, and so is ``max_tokens=0``."""
 
     def __init__(
-        self, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None, stop: list[str],
-        stop_token_ids: list[int], ignore_eos: bool, logprobs: int | None, output_kind: int,
-        prompt_logprobs: int | None, min_tokens: int, repetition_penalty: float, presence_penalty: float,
-        frequency_penalty: float, logit_bias: dict[int, float] | None,
+        self, *, max_tokens: int = 16, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        seed: int | None = None, stop: Sequence[str] = (), stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False, logprobs: int | None = None, output_kind: int = 0,
+        prompt_logprobs: int | None = None, min_tokens: int = 0, repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0, frequency_penalty: float = 0.0, logit_bias: dict[int, float] | None = None,
     ) -> None:  # fmt: skip
-        assert max_tokens >= 1
+        if max_tokens < 1:
+            raise VLLMValidationError("max_tokens must be at least 1")
         self.output_kind = output_kind
         self.ours = SamplingParams(
             max_tokens,
@@ -61,6 +71,7 @@ class AsyncLLM:
         self.logger = stat_loggers[0](SimpleNamespace(), 0)
         self.logger.log_engine_initialized()
         self.inner = EngineThread(self.engine)
+        self.aborted: set[str] = set()
 
     @classmethod
     def from_engine_args(cls, arguments: SimpleNamespace, stat_loggers: list[Any] | None = None) -> AsyncLLM:
@@ -71,14 +82,21 @@ class AsyncLLM:
 
     async def generate(self, prompt: dict[str, Any], sampling_params: TheirParams, request_id: str) -> Any:
         await self.inner.start()
+        if not 0 < len(prompt["prompt_token_ids"]) < self.model_config.max_model_len:
+            raise VLLMValidationError("the prompt is empty or too long")
         ours = self.inner.stream(request_id, prompt["prompt_token_ids"], sampling_params.ours)
         try:
             async for each in ours:
                 if not each.token_ids or (sampling_params.output_kind == 2 and not each.finished):
                     continue
+                if request_id in self.aborted:
+                    each = replace(each, finish_reason="abort")
                 logprobs: Any = each.logprobs
                 if logprobs is not None:
                     logprobs = [{t: SimpleNamespace(logprob=v) for t, v in p.items()} for p in logprobs]
+                scored: Any = each.prompt_logprobs
+                if scored is not None:
+                    scored = [p and {t: SimpleNamespace(logprob=v) for t, v in p.items()} for p in scored]
                 only = SimpleNamespace(
                     index=0,
                     text=each.text,
@@ -93,15 +111,15 @@ class AsyncLLM:
                 self.logger.record(load, SimpleNamespace(num_preempted_reqs=0), mm_cache_stats=None, engine_idx=0)
                 yield SimpleNamespace(
                     request_id=request_id, prompt_token_ids=each.prompt_token_ids, outputs=[only],
-                    finished=each.finished, num_cached_tokens=None,
+                    finished=each.finished, num_cached_tokens=each.num_cached_tokens, prompt_logprobs=scored,
                 )  # fmt: skip
+                if each.finished:
+                    return
         finally:
             await ours.aclose()  # type: ignore[attr-defined]
 
     async def abort(self, request_ids: list[str]) -> None:
-        with self.inner.admission.changed:
-            self.inner._stopping = True
-            self.inner.admission.changed.notify_all()
+        self.aborted.update(request_ids)
 
     def shutdown(self) -> None:
         self.stopped = True
@@ -191,6 +209,16 @@ def test_the_same_app_runs_in_front_of_it(vllm: None, engine: LLMEngine) -> None
         refused = client.post("/v1/completions", json={**body, "max_tokens": 0})
         assert refused.status_code == 400 and "vLLM" in refused.json()["error"]["message"]
         assert client.get("/ready").status_code == 200 and "kv_cache_usage_perc" in client.get("/metrics").text
+
+
+def test_the_stand_in_does_what_vllm_was_recorded_to_do(vllm: None) -> None:
+    made = backend()
+    kinds = SimpleNamespace(CUMULATIVE=0, FINAL_ONLY=2)
+    found = asyncio.run(
+        behaviour(made.engine, lambda **more: TheirParams(temperature=0.0, ignore_eos=True, **more), kinds)
+    )
+    made.engine.shutdown()
+    assert found == json.loads((Path(__file__).parent / "vllm_behaviour.json").read_text())
 
 
 def test_its_queue_is_bounded_by_the_adapter(vllm: None) -> None:

@@ -30,37 +30,45 @@ class Report:
     failures: dict[str, int]
     seconds: float
     offered_per_second: float
+    sent_per_second: float
     requests_per_second: float
     tokens_per_second: float
     time_to_first_token: Percentiles | None
     inter_token: Percentiles | None
     latency: Percentiles | None
     service_time: Percentiles | None
+    lag: Percentiles | None
 
     @classmethod
     def of(cls, results: Sequence[Result]) -> Report:
         good = [each for each in results if each.error is None]
         seconds = max(each.finished for each in results) - min(each.due for each in results)
-        span = max(each.due for each in results) - min(each.due for each in results)
         return cls(
             requests=len(results),
             succeeded=len(good),
             failures=dict(Counter(each.error for each in results if each.error is not None)),
             seconds=seconds,
-            offered_per_second=(len(results) - 1) / span if span > 0 else math.nan,
+            offered_per_second=_rate([each.due for each in results]),
+            sent_per_second=_rate([each.sent for each in results]),
             requests_per_second=len(good) / seconds if seconds > 0 else math.nan,
             tokens_per_second=sum(each.completion_tokens for each in good) / seconds if seconds > 0 else math.nan,
             time_to_first_token=percentiles([t for each in good if (t := each.time_to_first_token) is not None]),
             inter_token=percentiles([gap for each in good for gap in each.inter_token]),
             latency=percentiles([each.latency for each in good]),
             service_time=percentiles([each.service_time for each in good]),
+            lag=percentiles([each.lag for each in results]),
         )
+
+    @property
+    def behind(self) -> bool:
+        """Whether requests were not sent as they were due: the load was another than the one that was asked for."""
+        return self.sent_per_second < 0.95 * self.offered_per_second
 
     def __str__(self) -> str:
         lines = [
             f"requests           {self.requests:10,}   succeeded {self.succeeded:,}",
             f"duration           {self.seconds:10.2f} s",
-            f"offered            {self.offered_per_second:10.2f} requests/s",
+            f"offered            {self.offered_per_second:10.2f} requests/s   sent {self.sent_per_second:,.2f}",
             f"throughput         {self.requests_per_second:10.2f} requests/s   {self.tokens_per_second:,.1f} tokens/s",
             "",
             f"{'milliseconds':18}{'mean':>11}{'p50':>11}{'p90':>11}{'p95':>11}{'p99':>11}{'max':>11}",
@@ -73,8 +81,20 @@ class Report:
             if values is not None:
                 each = (values.mean, values.p50, values.p90, values.p95, values.p99, values.maximum)
                 lines.append(f"{name:18}" + "".join(f"{1000 * value:11.1f}" for value in each))
+        if self.behind and self.lag is not None:
+            late = (self.requests - 1) * (1 / self.sent_per_second - 1 / self.offered_per_second)
+            own = self.lag.maximum > late / 2
+            why = (
+                "this tester is too slow: add --processes" if own else "no connection was free: the server is too slow"
+            )
+            lines.append(f"BEHIND: requests were sent more slowly than they were due; {why}")
         lines += [f"failed: {count} x {reason}" for reason, count in sorted(self.failures.items())]
         return "\n".join(lines)
+
+
+def _rate(times: Sequence[float]) -> float:
+    span = max(times) - min(times)
+    return (len(times) - 1) / span if span > 0 else math.nan
 
 
 def write_report(report: Report, results: Sequence[Result], folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ server does. **Closed loop**: a fixed number of clients, each sending when it ha
 less load, and its latencies say nothing about users who would not have waited. With both a rate and a limit on
 connections, a request may be sent late because no connection is free. To count its latency from when it was sent would
 hide that wait ("coordinated omission", Tene, "How not to measure latency", 2015), so it counts from when it was due.
+The tester itself may fall behind, too: a result tells when its request really left (`Result.lag`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Result:
     """Times are seconds from the start of the test; ``due`` is when to send the request, ``sent`` when it was sent.
 
     Attributes:
+        free: when one of the connections was free for it; ``due`` if their number is not limited.
         status: the HTTP status; 0: there was no answer.
         token_times: when each piece of text came.
         error: what went wrong; None: nothing.
@@ -34,6 +36,7 @@ class Result:
 
     due: float
     sent: float
+    free: float = 0.0
     finished: float = math.nan
     status: int = 0
     token_times: list[float] = field(default_factory=list)
@@ -55,6 +58,11 @@ class Result:
         return self.finished - self.due
 
     @property
+    def lag(self) -> float:
+        """How much later the tester sent it than it could have been sent: its own slowness, not the server's."""
+        return max(0.0, self.sent - max(self.due, self.free))
+
+    @property
     def service_time(self) -> float:
         """From when it was sent: what testers that omit the wait report."""
         return self.finished - self.sent
@@ -69,12 +77,14 @@ async def run_load(
     timeout: float = 120.0,
     ignore_eos: bool = False,
     progress: bool = False,
+    begin: Callable[[], float] | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> list[Result]:
     """Send the plan's requests to ``url``/v1/completions, streamed. One result per request, in the plan's order.
 
     Args:
         concurrency: how many requests may be under way at a time; None: as many as are due.
+        begin: called when all is ready to start; returns the time of the event loop's clock at which to start.
         transport: replaces the network, for tests.
 
     Raises:
@@ -98,7 +108,7 @@ async def run_load(
         if ignore_eos:
             body["ignore_eos"] = True
         with progress_bar(None, "requests", "request", progress, total=len(plan)) as bar:
-            return await _Run(client, plan, body, concurrency, bar).results()
+            return await _Run(client, plan, body, concurrency, bar, begin).results()
 
 
 async def first_model(client: httpx.AsyncClient) -> str:
@@ -121,13 +131,15 @@ class _Run:
         body: dict[str, Any],
         concurrency: int | None,
         bar: Any,
+        begin: Callable[[], float] | None,
     ) -> None:
         self.client, self.plan, self.body, self.bar = client, plan, body, bar
         self.places = asyncio.Semaphore(concurrency) if concurrency else None
         self.loop = asyncio.get_running_loop()
-        self.start = self.loop.time()
+        self.start = self.loop.time() if begin is None else begin()
 
     async def results(self) -> list[Result]:
+        await asyncio.sleep(self.start - self.loop.time())
         tasks = []
         async with asyncio.TaskGroup() as group:
             for each in self.plan:
@@ -142,7 +154,8 @@ class _Run:
         if planned.at is not None and self.places is not None:
             await self.places.acquire()
         now = self.loop.time() - self.start
-        result = Result(now if planned.at is None else planned.at, now)
+        due = now if planned.at is None else planned.at
+        result = Result(due, now, due if self.places is None else max(due, now))
         try:
             await self._send(planned, result)
         except (httpx.HTTPError, ValueError, LookupError) as error:
@@ -156,7 +169,13 @@ class _Run:
 
     async def _send(self, planned: Planned, result: Result) -> None:
         body = {**self.body, "prompt": planned.prompt, "max_tokens": planned.max_tokens}
-        async with self.client.stream("POST", "/v1/completions", json=body) as response:
+
+        async def trace(event: str, _: Any) -> None:
+            if event == "http11.send_request_body.complete":
+                result.sent = self.loop.time() - self.start
+
+        extensions = {"trace": trace}
+        async with self.client.stream("POST", "/v1/completions", json=body, extensions=extensions) as response:
             result.status = response.status_code
             if response.status_code != 200:
                 result.error = f"status {response.status_code}"

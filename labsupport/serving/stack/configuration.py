@@ -15,7 +15,7 @@ from pathlib import Path
 
 from labsupport.files import write_atomically
 
-TEMPLATES = ("nginx.conf", "redis.conf", "prometheus.yml")
+TEMPLATES = ("nginx.conf", "redis.conf", "prometheus.yml", "prometheus-rules.yml")
 PORTS = ("PORT", "API_1_PORT", "API_2_PORT", "WORKER_1_PORT", "WORKER_2_PORT", "REDIS_PORT", "PROMETHEUS_PORT")
 PROGRAMS = {"REDIS_SERVER": "redis-server", "NGINX": "nginx", "PROMETHEUS": "prometheus"}
 PACKAGES = {"redis-server": "redis-server", "nginx": "nginx-light", "prometheus": "prometheus"}

@@ -13,6 +13,7 @@ import pytest
 
 from labsupport.inference import LLMEngine
 from labsupport.serving import create_app
+from labsupport.serving.load.processes import processes_for, run_in_processes
 from labsupport.serving.load.report import Report, write_report
 from labsupport.serving.load.tester import Result, run_load
 from labsupport.serving.load.workload import Planned, plan_requests, read_trace
@@ -168,3 +169,46 @@ def test_against_the_real_server(engine: LLMEngine, serve: Any, tmp_path: Path) 
 def test_an_address_without_a_server_is_named() -> None:
     with pytest.raises(ValueError, match="url must lead to a server"):
         asyncio.run(run_load("http://127.0.0.1:9", every(0.0, 1)))
+
+
+def test_a_tester_that_falls_behind_says_so() -> None:
+    """The event loop is kept busy, as it is by more requests than one process can send."""
+
+    class Busy(Server):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            loop = asyncio.get_running_loop()
+            loop.now += 0.05  # type: ignore[attr-defined]
+            await request.extensions["trace"]("http11.send_request_body.complete", {})
+            return await super().handle_async_request(request)
+
+    report = Report.of(load(Busy(lambda number: 0.0), every(0.005, 40)))
+    assert report.offered_per_second == pytest.approx(200) and report.sent_per_second == pytest.approx(20, rel=0.05)
+    assert report.behind and "this tester is too slow" in str(report) and "sent 2" in str(report)
+    waiting = Report.of(load(Server(lambda number: 0.1), every(0.005, 40), concurrency=1))
+    assert waiting.behind and "the server is too slow" in str(waiting)
+    in_time = Report.of(load(Server(lambda number: 0.1), every(0.005, 40)))
+    assert not in_time.behind and "BEHIND" not in str(in_time)
+    closed = Report.of(load(Server(lambda number: 0.1), [Planned("x", 1)] * 9, concurrency=3))
+    assert not closed.behind
+
+
+@pytest.mark.slow
+def test_processes_share_a_plan(engine: LLMEngine, serve: Any) -> None:
+    plan = plan_requests(9, 100.0, "uniform:5:20", "uniform:2:8", seed=1)
+    with serve(create_app(engine)) as url:
+        results = run_in_processes(url, plan, 2, concurrency=3, ignore_eos=True)
+        with pytest.raises(ValueError, match="processes must be from 1 to 3"):
+            run_in_processes(url, plan, 4, concurrency=3)
+    assert [result.due for result in results] == [planned.at for planned in plan]
+    assert [result.completion_tokens for result in results] == [planned.max_tokens for planned in plan]
+    assert all(0 <= result.due <= result.free <= result.sent <= result.finished for result in results)
+    with pytest.raises(ValueError, match="url must lead to a server"):
+        run_in_processes("http://127.0.0.1:9", plan, 2)
+
+
+def test_as_many_processes_as_the_rate_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert processes_for(every(0.05, 100)) == 1 and processes_for([Planned("x", 1)] * 9) == 1
+    assert processes_for(every(0.004, 100)) == 3
+    assert processes_for([Planned("x", 400, 0.1 * number) for number in range(50)]) == 3, "tokens are work, too"
+    assert processes_for(every(0.0001, 100)) == 8

@@ -97,7 +97,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert len(asked) >= 8
     for expression in asked:
-        names = set(re.findall(r"labsupport:\w+", expression))
+        names = set(re.findall(r"labsupport_\w+", expression))
         assert names and names <= there, expression
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 

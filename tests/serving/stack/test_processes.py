@@ -185,7 +185,7 @@ class TestTheWholeStack:
         running.until(ready, "Prometheus does not reach all four")
 
         def tokens() -> float:
-            query = "/api/v1/query?query=sum(labsupport:generation_tokens_total%7Bjob=%22worker%22%7D)"
+            query = "/api/v1/query?query=sum(labsupport_generation_tokens_total%7Bjob=%22worker%22%7D)"
             found = json.loads(running.get(query, running.prometheus)[1])["data"]["result"]
             return float(found[0]["value"][1]) if found else 0.0
 
