@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,9 @@ class Distiller:
         ):  # so that dropout is the same in a resumed run
             loss = model(inputs, labels, teacher_logits, features) / count
         (loss * self.world_size).backward()  # DistributedDataParallel averages, but the gradients are to be summed
-        nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
+        if not torch.isfinite(norm):
+            self._stop_before_harm(optimizers, step, float(loss.detach()), float(norm))
         warmup = self.settings["warmup"]
         set_rates(
             optimizers, rate_share(step, steps, warmup + 1, decay_from=warmup)
@@ -199,6 +201,18 @@ class Distiller:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return float(sum_over_processes(loss.detach().double().cpu(), self.device))
+
+    def _stop_before_harm(
+        self, optimizers: list[torch.optim.Optimizer], step: int, loss: float, norm: float
+    ) -> NoReturn:
+        """An update with such gradients would make every weight NaN."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        dtype = str(next(self.student.parameters()).dtype).removeprefix("torch.")
+        raise ValueError(
+            f"step {step + 1}: the loss is {loss:g} and its gradient {norm:g}; the student, in {dtype}, is as it was "
+            f"before this step. Train it in float32 (student.float()), or with a lower learning_rate"
+        )
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Tensor) -> tuple[Tensor | None, list[Tensor]]:

@@ -26,6 +26,7 @@ from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.scheduler import Scheduler
 from labsupport.inference.stats import EngineStats
 from labsupport.lm import LanguageModel
+from labsupport.lm.calibrate import check_model
 
 Prompt = str | Sequence[int]
 
@@ -68,6 +69,9 @@ class LLMEngine:
         kv_cache_bits: int | None = None,
         fused: bool | None = None,
     ) -> None:
+        if not (hasattr(lm, "model") and hasattr(lm, "tokenizer")):
+            check_model(lm)
+            raise ValueError(f"lm must be a LanguageModel, which load_lm gives; got a {type(lm).__name__}")
         self.lm, self.tokenizer = lm, lm.tokenizer
         self.runner = ModelRunner(
             lm.model, max_num_seqs, block_size, num_blocks, enable_prefix_caching, max_model_len, device, dtype,

@@ -8,6 +8,7 @@ before the stage (AWQ folds scales into norms) calls `Stage.divide_inputs` as we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from labsupport.numerics.checks import check_finite
 
 NUM_STAGES = 4  # in each layer
 
@@ -31,6 +34,17 @@ class Stage:
     layer: Any  # a DecoderLayer; Any, for its layers may be of many kinds
     names: tuple[str, ...]
     inputs: list[Float[Tensor, "windows time in"]]
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: a weight or an input is NaN or infinite; the message names the layer.
+        """
+        for name, linear in zip(self.full_names, self.linears, strict=True):
+            if isinstance(linear, nn.Linear):
+                check_finite(linear.weight, f"the weight of {name}")
+        for batch in self.inputs:
+            check_finite(batch, f"the calibration's inputs of {self.full_names[0]}")
 
     @property
     def linears(self) -> list[Any]:
@@ -104,6 +118,20 @@ def first_windows(windows: Sequence[Int64[Tensor, " time"]], tokens: int) -> lis
     return kept
 
 
+def check_model(model: object) -> None:
+    """
+    Raises:
+        ValueError: a model of another library, or a `LanguageModel`, where a `Llama` is needed.
+    """
+    if type(model).__module__.startswith("transformers"):
+        raise ValueError(
+            f"model must be a labsupport Llama, got transformers' {type(model).__name__}: "
+            f"model.save_pretrained(folder), tokenizer.save_pretrained(folder), then load_lm(folder).model"
+        )
+    if hasattr(model, "tokenizer") and isinstance(getattr(model, "model", None), nn.Module):
+        raise ValueError(f"model must be a labsupport Llama, got a {type(model).__name__}: give its .model")
+
+
 def check_calibration(calibration: Sequence[Tensor], vocab_size: int) -> list[Int64[Tensor, " time"]]:
     """The windows as a list, or a ValueError that names the wrong one."""
     if isinstance(calibration, Tensor) or not isinstance(calibration, Sequence):
@@ -131,6 +159,9 @@ def _without(module: nn.Module, last: str, arguments: list[tuple]) -> list[Tenso
 
 
 def nmse(given: Tensor, wanted: Tensor) -> float:
-    """‖given - wanted‖² / ‖wanted‖²: the output error in reports."""
-    power = wanted.float().square().sum()
-    return float((given.float() - wanted.float()).square().sum() / power) if power > 0 else 0.0
+    """‖given - wanted‖² / ‖wanted‖²: the output error in reports. Where all of ``wanted`` is zero: 0 or infinite."""
+    power = float(wanted.float().square().sum())
+    error = float((given.float() - wanted.float()).square().sum())
+    if power == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / power  # NaN stays NaN

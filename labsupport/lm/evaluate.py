@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from labsupport.lm.calibrate import check_model
+
 
 @torch.no_grad()
 def perplexity(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 512) -> float:
@@ -27,6 +29,7 @@ def perplexity(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 
 @torch.no_grad()
 def token_loss(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 512) -> float:
     """Mean negative log-likelihood per token, in nats; see `perplexity`."""
+    check_model(model)
     if not isinstance(token_ids, Tensor) or token_ids.dim() != 1 or token_ids.dtype != torch.int64:
         given = f"{token_ids.dtype} {tuple(token_ids.shape)}" if isinstance(token_ids, Tensor) else type(token_ids)
         raise ValueError(f"token_ids must be a 1-D int64 tensor; got {given}")

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import check_calibration
+from labsupport.lm.calibrate import check_calibration, check_model
 from labsupport.lm.model import Llama, LlamaConfig
 from labsupport.pruning.dependencies import trace
 from labsupport.pruning.llama_importance import layer_scores, read_scores, total
@@ -189,6 +189,7 @@ def _build(config: LlamaConfig, state: Mapping[str, Tensor], training: bool) -> 
 def _checked(
     model: Any, mlp_sparsity: float, kv_groups: int, num_layers_removed: int, heads_per_group: int, importance: str
 ) -> Llama:
+    check_model(model)
     if not isinstance(model, Llama) or not all(
         type(m) is nn.Linear for layer in model.layers for m in layer.modules() if not list(m.children())
         and not hasattr(m, "eps")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, first_windows, nmse, stages
+from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, check_model, first_windows, nmse, stages
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.progress import progress_bar
 from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
@@ -72,6 +72,7 @@ def prune_model(
             nn.Linear where a Llama has one.
     """
     _check_options(method, sparsity, pattern, scope)
+    check_model(model)
     _check_layers(model, pattern)
     llama: Any = model
     windows = check_calibration(calibration, llama.config.vocab_size)

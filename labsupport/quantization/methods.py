@@ -9,6 +9,7 @@ int8_static    int8 weights and activations, one activation scale per layer, fro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +63,16 @@ def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Rep
             accumulator.add(batch)
         sample, linears = stage.sample(ERROR_TOKENS), stage.linears
         # Rows do not influence one another, so layers that share a Hessian are one weight.
-        together = gptq_quantize(
-            torch.cat([linear.weight for linear in linears]), accumulator.hessian, options.bits, options.group_size,
-            options.symmetric, options.act_order, options.damping, static_groups=options.static_groups,
-        )  # fmt: skip
+        weights, hessian = torch.cat([linear.weight for linear in linears]), accumulator.hessian
+        if hessian.diagonal().max() > 0:
+            together = gptq_quantize(
+                weights, hessian, options.bits, options.group_size, options.symmetric, options.act_order,
+                options.damping, static_groups=options.static_groups,
+            )  # fmt: skip
+        else:
+            names = ", ".join(stage.full_names)
+            warnings.warn(f"all inputs of {names} are zero in the calibration: rounded to nearest", stacklevel=3)
+            together = rtn_quantize(weights, options.bits, options.group_size, options.symmetric)
         rows = [linear.out_features for linear in linears]
         parts = zip(together.split_rows(rows), together.dequantize().split(rows), strict=True)
         for name, linear, (weight, dequantized) in zip(stage.full_names, linears, parts, strict=True):

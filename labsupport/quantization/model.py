@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, check_calibration, first_windows, stages
+from labsupport.lm.calibrate import NUM_STAGES, check_calibration, check_model, first_windows, stages
 from labsupport.numerics.checks import check_bits
 from labsupport.progress import progress_bar
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
@@ -62,6 +62,7 @@ def quantize_model(
             nn.Linear where a Llama has one; options outside their range.
     """
     _check_options(method, bits, smooth, head_bits)
+    check_model(model)
     llama: Any = model
     windows = check_calibration(calibration, llama.config.vocab_size)
     for layer in llama.layers:
