@@ -1,13 +1,13 @@
 # make lab    open chapter 1 in JupyterLab          make test       the quick tests, about a quarter of an hour
 # make train  train the `tiny` model anew           make test-all   these, and the long ones
-# make benchmarks  measure the algorithms           make test-clients, make test-vllm  real clients of the server, and the
-# make exercises  generate exercises/ from solutions/               server in front of vLLM: both are part of test-all
+# make benchmarks  measure the algorithms           make test-clients   real clients of the server
+# make exercises  generate exercises/ from solutions/   make test-vllm  the server in front of vLLM
 # make clean      remove the environments and caches
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
 # README.md, "No GPU?"), NOTEBOOK, LAB_ARGS (such as --port=8890), PYTEST_ARGS, WITHOUT (a marker of tests to leave out:
-# browser, smollm2, colab, clients, vllm), WORKERS (processes that test), BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything
-# is installed in .venv, nothing outside.
+# browser, smollm2, colab), WORKERS (processes that test), BENCHMARK (a file of benchmarks/), BENCHMARK_ARGS. Everything
+# is installed in .venv and environments beside it, nothing outside.
 
 PYTHON ?=
 TORCH_INDEX ?=
@@ -49,7 +49,7 @@ lab: $(VENV)/lab.stamp
 test: $(VENV)/test.stamp $(COLAB)/test.stamp chromium
 	$(PYTEST) -m "not slow$(if $(WITHOUT), and not $(WITHOUT))"
 
-test-all: test $(if $(filter clients,$(WITHOUT)),,$(CLIENTS)/tried) $(if $(filter vllm,$(WITHOUT)),,$(VLLM)/tried)
+test-all: test
 	$(PYTEST) -m "slow$(if $(WITHOUT), and not $(WITHOUT))"
 
 test-clients: $(VENV)/test.stamp $(CLIENTS)/tried
