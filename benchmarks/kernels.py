@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.quantization.fast.available import available_kernels
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.layers.int4_weight import Int4WeightLinear

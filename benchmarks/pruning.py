@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from labsupport.lm import LanguageModel, corpus, load_lm, perplexity
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.folder import save_lm
-from labsupport.lm.model import LlamaConfig
 from labsupport.pruning import prune_llama, prune_model
 from labsupport.timing import median_milliseconds
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from labsupport.lm import LanguageModel, Llama
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.tokenizer import BpeTokenizer
 from labsupport.quantization import quantize_model
 

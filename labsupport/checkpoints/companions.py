@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from labsupport.lm import LanguageModel
-from labsupport.lm.config_file import config_to_hugging_face
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.config_writing import config_to_hugging_face
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, byte_letters
 
 _COPIED = (

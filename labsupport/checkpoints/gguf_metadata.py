@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from labsupport.checkpoints.companions import chat_template, tokenizer_of
 from labsupport.lm import LanguageModel
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.rope import yarn_attention_factor
 
 # The regular expressions that split text before byte pairs are merged, and llama.cpp's names for them.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,14 @@ from labsupport.distillation.batches import batch_rows, seeded
 from labsupport.distillation.checkpoint import History, fingerprint, resume, save_checkpoint
 from labsupport.distillation.evaluation import evaluate
 from labsupport.distillation.losses import IGNORE_INDEX, Divergence, FeatureLoss
-from labsupport.distillation.objective import Objective, StudentObjective, check_settings, last_features, model_logits
+from labsupport.distillation.objective import (
+    Objective,
+    StudentObjective,
+    check_settings,
+    last_features,
+    model_logits,
+    overflow,
+)
 from labsupport.distillation.processes import join_processes, share_buffers, sum_over_processes
 from labsupport.lm.activations import captured_outputs
 from labsupport.lm.schedule import rate_share, set_rates
@@ -123,11 +130,8 @@ class Distiller:
             ValueError: inputs and labels do not fit, a number is below 1, or the checkpoint is of another run.
         """
         _check_data("data", data)
-        for name, value in (
-            ("steps", steps),
-            ("checkpoint_every", checkpoint_every),
-            ("evaluate_every", evaluate_every),
-        ):
+        numbers = {"steps": steps, "checkpoint_every": checkpoint_every, "evaluate_every": evaluate_every}
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         objective = self._objective = self._objective or self._make_objective(data[0][:1])
@@ -185,34 +189,19 @@ class Distiller:
         mine = rows.tensor_split(self.world_size)[self.rank]
         inputs, labels = data[0][mine].to(self.device), data[1][mine].to(self.device)
         teacher_logits, features = self._ask_teacher(inputs)
-        with seeded(
-            self.settings["seed"], step, self.rank, self.device
-        ):  # so that dropout is the same in a resumed run
+        with seeded(self.settings["seed"], step, self.rank, self.device):  # a resumed run has the same dropout
             loss = model(inputs, labels, teacher_logits, features) / count
         (loss * self.world_size).backward()  # DistributedDataParallel averages, but the gradients are to be summed
         norm = nn.utils.clip_grad_norm_(model.parameters(), self.settings["max_grad_norm"])
         if not torch.isfinite(norm):
-            self._stop_before_harm(optimizers, step, float(loss.detach()), float(norm))
+            raise overflow(self.student, step, float(loss.detach()), float(norm))
         warmup = self.settings["warmup"]
-        set_rates(
-            optimizers, rate_share(step, steps, warmup + 1, decay_from=warmup)
-        )  # the peak comes after `warmup` steps
+        share = rate_share(step, steps, warmup + 1, decay_from=warmup)  # the peak comes after `warmup` steps
+        set_rates(optimizers, share)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return float(sum_over_processes(loss.detach().double().cpu(), self.device))
-
-    def _stop_before_harm(
-        self, optimizers: list[torch.optim.Optimizer], step: int, loss: float, norm: float
-    ) -> NoReturn:
-        """An update with such gradients would make every weight NaN."""
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        dtype = str(next(self.student.parameters()).dtype).removeprefix("torch.")
-        raise ValueError(
-            f"step {step + 1}: the loss is {loss:g} and its gradient {norm:g}; the student, in {dtype}, is as it was "
-            f"before this step. Train it in float32 (student.float()), or with a lower learning_rate"
-        )
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Tensor) -> tuple[Tensor | None, list[Tensor]]:

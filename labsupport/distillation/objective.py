@@ -94,3 +94,13 @@ def check_settings(student: nn.Module, teacher: nn.Module | None, settings: dict
         raise ValueError(
             "student must not share parameters with teacher, which is frozen; give a copy.deepcopy of them"
         )
+
+
+def overflow(student: nn.Module, step: int, loss: float, norm: float) -> ValueError:
+    """What to say before an update whose gradients would make every weight NaN; the gradients are removed."""
+    student.zero_grad(set_to_none=True)
+    dtype = str(next(student.parameters()).dtype).removeprefix("torch.")
+    return ValueError(
+        f"step {step + 1}: the loss is {loss:g} and its gradient {norm:g}; the student, in {dtype}, is as it was "
+        f"before this step. Train it in float32 (student.float()), or with a lower learning_rate"
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from labsupport.kvcache.sizes import count_at_least, exact_bytes, kv_bytes_per_token, parameters
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 
 
 @dataclass(frozen=True)

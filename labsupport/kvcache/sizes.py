@@ -10,7 +10,7 @@ import operator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.quantization.size import PUBLISHED_CONFIGS, parameter_breakdown
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.rope import RopeScaling, yarn_attention_factor
 
 SUPPORTED = "llama, mistral, ministral, qwen2, qwen3, smollm3 and granite"
@@ -45,7 +45,7 @@ _FAMILIES = {
     "granite": _Family(),
 }
 
-_NAMES = {
+NAMES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -57,7 +57,7 @@ _NAMES = {
     "max_positions": "max_position_embeddings",
     "tie_embeddings": "tie_word_embeddings",
 }
-_GRANITE = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+GRANITE = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
 
 def read_config(folder: Path) -> LlamaConfig:
@@ -77,8 +77,8 @@ def read_config(folder: Path) -> LlamaConfig:
 
 def config_from_hugging_face(given: dict[str, Any]) -> LlamaConfig:
     family = _family(given)
-    values = {ours: given[theirs] for ours, theirs in _NAMES.items() if given.get(theirs) is not None}
-    missing = [theirs for ours, theirs in list(_NAMES.items())[:5] if values.get(ours) is None]
+    values = {ours: given[theirs] for ours, theirs in NAMES.items() if given.get(theirs) is not None}
+    missing = [theirs for ours, theirs in list(NAMES.items())[:5] if values.get(ours) is None]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
     if "num_key_value_heads" in given and given["num_key_value_heads"] is None:
@@ -92,7 +92,7 @@ def config_from_hugging_face(given: dict[str, Any]) -> LlamaConfig:
         raise ValueError(f"config.json: hidden_act must be 'silu'; got {given['hidden_act']!r}")
     values |= family.always | _biases(given) | _rope(given, family, values["max_positions"]) | _windows(given, values)
     if given["model_type"] == "granite":
-        values |= {name: float(given.get(name, 1.0)) for name in _GRANITE}
+        values |= {name: float(given.get(name, 1.0)) for name in GRANITE}
     if given["model_type"] == "smollm3":
         interval, count = given.get("no_rope_layer_interval", 4), values["num_layers"]
         turned = given.get("no_rope_layers") or [(index + 1) % interval != 0 for index in range(count)]
@@ -176,87 +176,3 @@ def _windows(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         types = ["sliding_attention" if index >= first else "full_attention" for index in range(count)]
     windowed = tuple(index for index, name in enumerate(types) if name == "sliding_attention")
     return {"sliding_window": window, "windowed_layers": windowed} if windowed else {}
-
-
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def config_to_hugging_face(config: LlamaConfig, eos_token_id: int | list[int]) -> dict[str, Any]:
-    """What transformers 4 and 5 read as this model.
-
-    Raises:
-        ValueError: no family of transformers has this combination of fields.
-    """
-    kind = _written_as(config)
-    written: dict[str, Any] = {"architectures": [_CLASSES[kind]], "model_type": kind, "hidden_act": "silu"}
-    written |= {theirs: getattr(config, ours) for ours, theirs in _NAMES.items()}
-    written["rope_theta"] = config.rope_theta
-    if config.rope_scaling is not None:
-        written["rope_scaling"] = _written_scaling(config.rope_scaling)
-    if kind in ("llama", "qwen3", "smollm3", "granite"):
-        written["attention_bias"] = config.output_bias
-    if kind in ("llama", "smollm3", "granite"):
-        written["mlp_bias"] = config.mlp_bias
-    if kind == "granite":
-        scale = config.attention_multiplier
-        assert config.head_dim is not None
-        written |= {name: getattr(config, name) for name in _GRANITE}
-        written["attention_multiplier"] = config.head_dim**-0.5 if scale is None else scale
-    if kind == "smollm3":
-        written["no_rope_layers"] = [int(i not in config.unturned_layers) for i in range(config.num_layers)]
-    if kind not in ("llama", "granite"):
-        written["sliding_window"] = config.sliding_window
-        windowed = [config.window(index) is not None for index in range(config.num_layers)]
-        if kind != "mistral":
-            written["use_sliding_window"] = any(windowed)
-            written["layer_types"] = ["sliding_attention" if each else "full_attention" for each in windowed]
-    # not left to the family: its default may lie outside of this vocabulary
-    return written | {"bos_token_id": None, "pad_token_id": None, "eos_token_id": eos_token_id}
-
-
-_CLASSES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "ministral": "MinistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-}  # fmt: skip
-
-
-def _written_as(config: LlamaConfig) -> str:
-    """The first family that can state all that differs from a plain Llama."""
-    has = {
-        "multipliers": (config.embedding_multiplier, config.residual_multiplier, config.logits_scaling) != (1, 1, 1)
-        or config.attention_multiplier is not None,
-        "unturned": bool(config.unturned_layers),
-        "qk_norm": config.qk_norm,
-        "qkv_bias": config.qkv_bias and not config.output_bias,
-        "all_biases": config.qkv_bias and config.output_bias,
-        "mlp_bias": config.mlp_bias,
-        "window": config.sliding_window is not None and config.windowed_layers is None,
-        "some_windows": config.sliding_window is not None and config.windowed_layers is not None,
-    }
-    needed = {name for name, present in has.items() if present}
-    states = {
-        "llama": {"all_biases", "mlp_bias"}, "mistral": {"window"}, "ministral": {"window", "some_windows"},
-        "qwen2": {"qkv_bias", "window", "some_windows"}, "qwen3": {"qk_norm", "all_biases", "window", "some_windows"},
-        "smollm3": {"unturned", "all_biases", "mlp_bias", "window", "some_windows"},
-        "granite": {"multipliers", "all_biases", "mlp_bias"},
-    }  # fmt: skip
-    always = {"qwen2": {"qkv_bias"}, "qwen3": {"qk_norm"}}
-    for kind, can in states.items():
-        if always.get(kind, set()) <= needed <= can and config.qkv_bias >= config.output_bias:
-            return kind
-    raise ValueError(f"no family that transformers knows has all of {', '.join(sorted(needed)) or 'output_bias alone'}")
-
-
-def _written_scaling(scaling: RopeScaling) -> dict[str, Any]:
-    written: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind in ("llama3", "yarn"):
-        written["original_max_position_embeddings"] = scaling.original_positions
-    if scaling.kind == "llama3":
-        written |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
-    if scaling.kind == "yarn":
-        written |= {
-            "attention_factor": scaling.attention_factor, "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow, "truncate": scaling.truncate,
-        }  # fmt: skip
-    return written

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from labsupport.files import replacing, write_atomically
-from labsupport.lm.config_file import config_to_hugging_face, read_config
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.config_file import read_config
+from labsupport.lm.config_writing import config_to_hugging_face
+from labsupport.lm.model import Llama
 from labsupport.lm.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 from labsupport.lm.weights_file import as_dtype, load_into, read_weights
 

@@ -11,8 +11,8 @@ from gguf import GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.folder import write_folder
-from labsupport.lm.model import LlamaConfig
 
 _NAMES = {
     "token_embd": "embed_tokens",

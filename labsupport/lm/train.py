@@ -17,11 +17,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from labsupport.files import replacing
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.evaluate import bigram_loss, token_loss
 from labsupport.lm.folder import write_folder
 from labsupport.lm.generate import generate
 from labsupport.lm.load import TINY_FOLDER, load_lm
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.lm.schedule import rate_share, set_rates
 from labsupport.lm.text import corpus, training_documents
 from labsupport.lm.tokenizer import ByteTokenizer

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from labsupport.lm.calibrate import check_calibration, check_model
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.pruning.dependencies import trace
 from labsupport.pruning.llama_importance import layer_scores, read_scores, total
 from labsupport.pruning.magnitude import check_sparsity, keep_largest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 
 GIB, GB = 2**30, 10**9
 

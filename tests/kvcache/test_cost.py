@@ -29,7 +29,8 @@ from labsupport.kvcache.sizes import (
     weight_bytes,
 )
 from labsupport.lm.cache import ConcatCache
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 
 GIB = 2**30
 LLAMA_7B = PRESETS["Llama 2 7B"].config

@@ -14,7 +14,8 @@ from families import FAMILIES, SIZES, hugging_face, ours
 from labsupport.inference import LLMEngine, SamplingParams
 from labsupport.kvcache import KVCache, PagedBatch, PagedKVCache, QuantizedKVCache
 from labsupport.lm import ConcatCache, LanguageModel
-from labsupport.lm.config_file import config_from_hugging_face, config_to_hugging_face
+from labsupport.lm.config_file import config_from_hugging_face
+from labsupport.lm.config_writing import config_to_hugging_face
 from labsupport.pruning import prune_llama, prune_model
 from labsupport.quantization import quantize_model
 

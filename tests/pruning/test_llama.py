@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from labsupport.lm import corpus, load_lm
 from labsupport.lm.cache import ConcatCache
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.evaluate import token_loss
 from labsupport.lm.folder import save_lm
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.pruning.llama import keep_heads, layer_scores, neuron_scores
 from labsupport.pruning.llama import prune_llama as typed_prune_llama
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from labsupport.lm import corpus, load_lm, perplexity
 from labsupport.lm.activations import layer_inputs
+from labsupport.lm.config import LlamaConfig
 from labsupport.lm.evaluate import token_loss
 from labsupport.lm.folder import LanguageModel
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.pruning.magnitude import global_magnitude_masks, magnitude_mask
 from labsupport.pruning.model import LINEARS

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from labsupport.lm.calibrate import stages
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.quantization.fold import fold, source_name
 
 

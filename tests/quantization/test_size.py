@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.quantization.rtn import rtn_quantize
 from labsupport.quantization.size import (
     GB,

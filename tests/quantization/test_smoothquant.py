@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from labsupport.lm.calibrate import stages
-from labsupport.lm.model import Llama, LlamaConfig
+from labsupport.lm.config import LlamaConfig
+from labsupport.lm.model import Llama
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.smoothquant import smooth_model, smoothing_scale, w8a8_error
 

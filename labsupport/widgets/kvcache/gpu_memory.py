@@ -9,7 +9,7 @@ import ipywidgets
 import numpy as np
 
 from labsupport.kvcache.sizes import Preset, kv_bytes_per_token, weight_bytes
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.widgets.live import Live
 from labsupport.widgets.style import BLUE, GREEN, GREY, ORANGE, VERMILION, label, legend, new_figure, plain_ticks
 

@@ -9,7 +9,7 @@ import ipywidgets
 from matplotlib.ticker import NullLocator
 
 from labsupport.kvcache.cost import next_token_cost
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.widgets.live import Live
 from labsupport.widgets.style import BLACK, BLUE, VERMILION, label, legend, new_figure, plain_ticks
 

@@ -9,7 +9,7 @@ from pictures import (
 )
 
 from labsupport.kvcache.cost import next_token_cost
-from labsupport.lm.model import LlamaConfig
+from labsupport.lm.config import LlamaConfig
 from labsupport.widgets import Live
 from labsupport.widgets import kvcache as widgets
 

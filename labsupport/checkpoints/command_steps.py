@@ -1,0 +1,138 @@
+"""What the commands of checkpoints have in common: from a name to a model, and from a result to a folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from labsupport.checkpoints.options import Dtype, Format, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from labsupport.lm import LanguageModel
+
+
+def must_be_new(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"--out must be a folder that does not exist yet; {out} exists")
+
+
+def load_model(model: str, device: str) -> LanguageModel:
+    from labsupport.lm import ModelNotAvailable, load_lm
+
+    try:
+        lm = load_lm(model, device, verbose=False)
+    except ModelNotAvailable as error:
+        raise ValueError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    typer.echo(str(lm))
+    return lm
+
+
+def text_of(path: Path | None, part: Literal["calibration", "evaluation"]) -> str:
+    from labsupport.lm import corpus
+
+    return corpus(part) if path is None else path.read_text(encoding="utf-8")
+
+
+def token_windows(lm: LanguageModel, text: str, sequences: int, seq_len: int) -> list[Tensor]:
+    import torch
+
+    device = lm.model.embed_tokens.weight.device
+    tokens = torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64, device=device)
+    if len(tokens) < seq_len:
+        raise ValueError(f"--calibration must hold at least --seq-len = {seq_len} tokens, it holds {len(tokens)}")
+    return [window for window in tokens.split(seq_len)[:sequences] if len(window) == seq_len]
+
+
+def measured(lm: LanguageModel, model: nn.Module, text: str, seq_len: int, windows: int = 8) -> float:
+    import torch
+
+    from labsupport.lm import perplexity as measure
+
+    device = lm.model.embed_tokens.weight.device
+    tokens = torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64, device=device)
+    return measure(model, tokens[: windows * seq_len], seq_len)
+
+
+def said_of_calibration(windows: list[Tensor], seq_len: int) -> dict[str, Any]:
+    return {"calibration": {"sequences": len(windows), "seq_len": seq_len}}
+
+
+def rehearse(
+    lm: LanguageModel, windows: list[Tensor], method: str, options: dict[str, Any], format: str,
+    dtype: Dtype | None, kind: Kind | None,
+) -> None:  # fmt: skip
+    """All of it on the first layer and a few tokens: what the format cannot hold is refused before the work."""
+    import tempfile
+
+    from labsupport.checkpoints import save
+    from labsupport.pruning.llama import with_layers
+    from labsupport.quantization import quantize_model
+
+    first = with_layers(lm.model, [0])
+    small: Any = quantize_model(first, [windows[0][:64]], method, progress=False, **options)
+    if format == "gguf":
+        rehearse_float(lm, format)
+    with tempfile.TemporaryDirectory() as folder:
+        save(replace(lm, model=small), Path(folder) / "first", format, torch_dtype(dtype), kind and kind.value)
+
+
+def rehearse_float(lm: LanguageModel, format: str) -> None:
+    if format in ("compressed-tensors", "gptq", "awq"):
+        raise ValueError(f"--format {format} is for quantized models; take labsupport, huggingface or gguf")
+    if format == "gguf":
+        from labsupport.checkpoints.gguf_metadata import architecture
+
+        architecture(lm.model.config)
+
+
+def torch_dtype(dtype: Dtype | None) -> Any:
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype.value)
+
+
+def finish(
+    lm: LanguageModel, small: Any, out: Path, format: Format, dtype: Dtype | None, kind: Kind | None,
+    about: dict[str, Any], report: str, evaluation: Path | None, seq_len: int, evaluate: bool,
+) -> None:  # fmt: skip
+    if report:
+        typer.echo(report)
+    if evaluate:
+        text = text_of(evaluation, "evaluation")
+        before, after = (measured(lm, each, text, seq_len) for each in (lm.model, small))
+        about["perplexity"] = {"before": before, "after": after}
+        typer.echo(f"perplexity {before:.3f} -> {after:.3f}")
+    write_checkpoint(replace(lm, model=small), out, format, dtype, kind, about)
+
+
+def write_checkpoint(
+    lm: LanguageModel, out: Path, format: Format, dtype: Dtype | None, kind: Kind | None, about: dict[str, Any]
+) -> None:
+    from labsupport.checkpoints import save
+    from labsupport.checkpoints.card import how_to_load
+
+    peak = peak_megabytes()
+    about = about | ({"peak_memory_mb": peak} if about and peak is not None else {})
+    save(lm, out, format.value, torch_dtype(dtype), kind and kind.value, about)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    typer.echo(f"written to {out}: {size:.1f} MB" + ("" if peak is None else f"; peak memory {peak:,.0f} MB"))
+    for line in how_to_load(str(out), format.value):
+        typer.echo(f"  {line}")
+
+
+def peak_megabytes() -> float | None:
+    """Of this process; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
