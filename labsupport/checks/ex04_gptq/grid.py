@@ -57,6 +57,10 @@ class CheckGrid(GPTQCheck):
             parts = []
             for w, q in zip(weight.split(group_size, 1), result.split(group_size, 1), strict=True):
                 parts.append((w, q, w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)))
+            for w, q, step in parts:  # first: what is rounded to another level is off for that reason alone
+                nearest = (w[:, :, None] - q[:, None, :]).abs().amin(2)
+                if not ((q - w).abs() <= nearest + 1e-2 * step).all():
+                    raise Wrong(f"for {case} (H is a multiple of the identity) {_not_nearest(w, q, nearest, step)}")
             if (coarser := _coarser(parts)) > COARSER:
                 raise Wrong(
                     f"for {case} errors are those of steps {coarser**0.5:.1f} times as wide as the widest that "
@@ -67,9 +71,6 @@ class CheckGrid(GPTQCheck):
                 error = (q - w).abs()
                 if not (error <= step * 1.001 + 1e-9).all():
                     raise Wrong(f"for {case}, {_far_off(w, q, step, index, bits)}")
-                nearest = (w[:, :, None] - q[:, None, :]).abs().amin(2)
-                if not (error <= nearest + 1e-2 * step).all():
-                    raise Wrong(f"for {case} (H is a multiple of the identity) {_not_nearest(w, q, nearest, step)}")
 
 
 def _coarser(parts: list[tuple[Tensor, Tensor, Tensor]]) -> float:

@@ -202,7 +202,7 @@ WRONG = {
     ),
     "one level too many": (
         "check_levels",
-        "is on 5 levels; 2 bits allow 4",
+        "bits allow",
         {_CELL: [(".clamp(0, 2**bits - 1)\n", ".clamp(0, 2**bits)\n")]},
     ),
     "5 bits by default": (
