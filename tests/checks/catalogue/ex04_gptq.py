@@ -367,7 +367,7 @@ WRONG = {
     ),
     "X Xᵀ, cut to size": (
         "check_grid",
-        "is H = inputs.T @ inputs",
+        "H is a multiple of the identity",
         {
             _CELL: [
                 ("hessian = inputs.T @ inputs", "hessian = (inputs @ inputs.T)[: weight.shape[1], : weight.shape[1]]"),
