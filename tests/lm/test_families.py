@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,14 +202,3 @@ def test_theta_in_rope_parameters_wins_over_a_stale_one() -> None:
     for name in ("rope_parameters", "rope_scaling"):
         given = {"model_type": "llama", **SIZES, "rope_theta": 1e4, name: {"rope_theta": 5e5, "rope_type": "default"}}
         assert config_from_hugging_face(given).rope_theta == 5e5
-
-
-def test_gguf_is_refused_where_it_would_be_another_model(lm: LanguageModel, tmp_path: Path) -> None:
-    from labsupport.checkpoints import write_gguf
-    from labsupport.lm.tokenizer import BpeTokenizer
-
-    own = dataclasses.replace(lm, tokenizer=BpeTokenizer.__new__(BpeTokenizer))
-    plain = lm.model.config == config_from_hugging_face({"model_type": "llama", **SIZES, "rms_norm_eps": 1e-5})
-    with pytest.raises(AttributeError if plain else ValueError, match="tokenizer" if plain else "plain Llama"):
-        write_gguf(own, tmp_path / "model.gguf")
-    assert not list(tmp_path.iterdir())
