@@ -25,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labsupport.checkpoints import save
 from labsupport.inference import LLMEngine
 from labsupport.lm import load_lm
-from labsupport.lm.folder import save_lm
 from labsupport.lm.text import corpus
 from labsupport.serving import create_app
 from labsupport.serving.local import serving
@@ -86,22 +86,7 @@ def refused(call: Callable[[], Any], *words: str) -> str:
 
 def export(folder: Path) -> None:
     """`tiny` as Hugging Face's libraries read it: its bytes as the vocabulary of a tokenizer without merges."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    lm = load_lm("tiny", verbose=False)
-    save_lm(lm, folder)
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's names of the bytes
-    names = {byte: chr(byte) for byte in visible}
-    names |= {byte: chr(256 + place) for place, byte in enumerate(sorted(set(range(256)) - set(visible)))}
-    assert set(names.values()) == set(ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={name: byte for byte, name in names.items()}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    assert tokenizer.encode("naïve — “x”").ids == list("naïve — “x”".encode())
-    tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[0], "model_max_length": 2048}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    save(load_lm("tiny", verbose=False), folder, "huggingface")
 
 
 def run(*command: str, cwd: Path, python: str = sys.executable) -> str:

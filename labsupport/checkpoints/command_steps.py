@@ -41,24 +41,24 @@ def text_of(path: Path | None, part: Literal["calibration", "evaluation"]) -> st
     return corpus(part) if path is None else path.read_text(encoding="utf-8")
 
 
-def token_windows(lm: LanguageModel, text: str, sequences: int, seq_len: int) -> list[Tensor]:
+def tokens_of(lm: LanguageModel, text: str) -> Tensor:
+    """Where the model is."""
     import torch
 
-    device = lm.model.embed_tokens.weight.device
-    tokens = torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64, device=device)
+    return torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64, device=lm.model.embed_tokens.weight.device)
+
+
+def token_windows(lm: LanguageModel, text: str, sequences: int, seq_len: int) -> list[Tensor]:
+    tokens = tokens_of(lm, text)
     if len(tokens) < seq_len:
         raise ValueError(f"--calibration must hold at least --seq-len = {seq_len} tokens, it holds {len(tokens)}")
     return [window for window in tokens.split(seq_len)[:sequences] if len(window) == seq_len]
 
 
 def measured(lm: LanguageModel, model: nn.Module, text: str, seq_len: int, windows: int = 8) -> float:
-    import torch
-
     from labsupport.lm import perplexity as measure
 
-    device = lm.model.embed_tokens.weight.device
-    tokens = torch.tensor(lm.tokenizer.encode(text), dtype=torch.int64, device=device)
-    return measure(model, tokens[: windows * seq_len], seq_len)
+    return measure(model, tokens_of(lm, text)[: windows * seq_len], seq_len)
 
 
 def said_of_calibration(windows: list[Tensor], seq_len: int) -> dict[str, Any]:

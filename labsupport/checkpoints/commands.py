@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -40,9 +40,6 @@ from labsupport.checkpoints.options import (
     StoredAs,
 )
 from labsupport.console import errors_as_one_line
-
-if TYPE_CHECKING:
-    pass
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""``config.json`` as a `LlamaConfig`, read as the authors' library (transformers 4 and 5) reads it, and written for it.
+"""``config.json`` as a `LlamaConfig`, read as the authors' library (transformers 4 and 5) reads it.
 
 A key that is absent means the family's default, which differs from ours and between families. Whatever this Llama would
 compute wrongly is refused by name.
