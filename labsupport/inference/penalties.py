@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labsupport.inference.sampling import SamplingParams
+from labsupport.numerics.devices import from_host
 
 
 def adjusted_logits(
@@ -50,14 +52,15 @@ def _adjust(
 ) -> None:
     """One row, in place."""
     if params.repetition_penalty != 1:
-        seen = torch.tensor([*{*prompt, *output}], device=logits.device)
+        seen = from_host([*{*prompt, *output}], logits.device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if output and (params.presence_penalty or params.frequency_penalty):
-        said, times = torch.tensor(output, device=logits.device).unique(return_counts=True)
-        logits[said] -= params.presence_penalty + params.frequency_penalty * times
+        said = Counter(output)
+        times = from_host(list(said.values()), logits.device)
+        logits[from_host(list(said), logits.device)] -= params.presence_penalty + params.frequency_penalty * times
     for token, bias in params.biases:
         logits[token] += bias
     possible = [token for token in endings if 0 <= token < len(logits)]
     if len(output) < params.min_tokens and possible:
-        logits[torch.tensor(possible, device=logits.device)] = -torch.inf
+        logits[from_host(possible, logits.device)] = -torch.inf

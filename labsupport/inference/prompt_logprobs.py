@@ -11,6 +11,7 @@ from torch import Tensor
 
 from labsupport.inference.plan import Plan
 from labsupport.inference.sampling import token_logprobs
+from labsupport.numerics.devices import from_host
 
 
 def score_prompts(plan: Plan, logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, "samples vocab"]:
@@ -30,4 +31,4 @@ def score_prompts(plan: Plan, logits: Float[Tensor, "positions vocab"]) -> Float
             counts = [each.request.params.prompt_logprobs] * len(following)
             values = token_logprobs(logits[first : first + len(following)], following, counts)
             each.request.prompt_logprobs[each.start + 1 : each.start + 1 + len(following)] = values
-    return logits if len(rows) == len(logits) else logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+    return logits if len(rows) == len(logits) else logits[from_host(rows, logits.device, torch.int64)]

@@ -12,6 +12,7 @@ from labsupport.inference.packed import PackedBatch
 from labsupport.inference.plan import Plan
 from labsupport.kvcache import PagedKVCache, QuantizedPagedKVCache
 from labsupport.lm import Llama
+from labsupport.numerics.devices import from_host
 
 
 class ModelRunner:
@@ -80,5 +81,5 @@ class ModelRunner:
             hidden = self.fused.hidden_states(batch)
         if not plan.logit_positions:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        wanted = torch.tensor(plan.logit_positions, dtype=torch.int64, device=hidden.device)
+        wanted = from_host(plan.logit_positions, hidden.device, torch.int64)
         return (self.fused or self.model).lm_head(hidden[wanted]).float()

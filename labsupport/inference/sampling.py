@@ -17,7 +17,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from labsupport.numerics.devices import from_host
+
 _LARGEST_UNIFORM = 1 - 2**-24  # below 1 also in float32
+_NOT_A_NUMBER = -1  # in place of a token, where the model gave NaN
 _FIRST_TRY = 256  # a nucleus is seldom larger, and finding the largest 256 is faster than sorting all
 
 
@@ -111,6 +114,8 @@ def sample_tokens(
     The number is looked up in the cumulative distribution over the tokens in the order of their ids. In the order of
     their probabilities, rounding could swap two neighbours and so give another token.
 
+    The result is on the CPU. The host waits for a GPU once, or twice where a nucleus is looked for.
+
     Raises:
         ValueError: the numbers of rows differ, or the model gave NaN.
     """
@@ -120,27 +125,37 @@ def sample_tokens(
             f"got {len(params)} and {len(uniforms)}"
         )
     highest, tokens = logits.max(dim=-1)
-    if highest.isnan().any():
-        raise ValueError("logits must be numbers; got NaN")
+    tokens = tokens.masked_fill(highest.isnan(), _NOT_A_NUMBER)
     sampled = [row for row, each in enumerate(params) if each.temperature > 0]
-    if not sampled:
-        return tokens
-    rows = torch.tensor(sampled, device=logits.device)
+    if sampled:
+        _sample_rows(tokens, logits, highest, sampled, params, uniforms)
+    tokens = tokens.cpu()
+    if (tokens == _NOT_A_NUMBER).any():
+        raise ValueError("logits must be numbers; got NaN")
+    return tokens
+
+
+def _sample_rows(
+    tokens: Int64[Tensor, " batch"], logits: Float[Tensor, "batch vocab"], highest: Float[Tensor, " batch"],
+    sampled: Sequence[int], params: Sequence[SamplingParams], uniforms: Sequence[float],
+) -> None:  # fmt: skip
+    """The tokens of the rows that are not greedy, in place."""
+    device = logits.device
+    rows = from_host(sampled, device)
     own = [params[row] for row in sampled]
-    temperature = torch.tensor([[max(each.temperature, 1e-6)] for each in own], device=logits.device)
+    temperature = from_host([[max(each.temperature, 1e-6)] for each in own], device)
     scaled = (logits[rows] - highest[rows, None]) / temperature
     filtered = [index for index, each in enumerate(own) if each.top_k or each.top_p < 1]
     if filtered:
-        chosen = torch.tensor(filtered, device=logits.device)
+        chosen = from_host(filtered, device)
         part = scaled[chosen]
         lowest = lowest_kept(part, [own[index].top_k for index in filtered], [own[index].top_p for index in filtered])
         scaled[chosen] = part.masked_fill(part < lowest[:, None], -torch.inf)
     cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-    point = torch.tensor([[min(uniforms[row], _LARGEST_UNIFORM)] for row in sampled], device=logits.device)
+    point = from_host([[min(uniforms[row], _LARGEST_UNIFORM)] for row in sampled], device)
     # the first token whose cumulative probability is above the point: never one of probability 0
     picked = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)[:, 0]
-    tokens[rows] = picked.clamp(max=logits.shape[1] - 1)
-    return tokens
+    tokens[rows] = picked.clamp(max=logits.shape[1] - 1).masked_fill(highest[rows].isnan(), _NOT_A_NUMBER)
 
 
 def lowest_kept(
@@ -148,8 +163,8 @@ def lowest_kept(
 ) -> Float[Tensor, " batch"]:
     """The smallest logit that passes each row's top-k, then its top-p. Equal logits are kept or cut together."""
     vocab = logits.shape[1]
-    ks = torch.tensor([[k if 0 < k < vocab else vocab] for k in top_k], device=logits.device)
-    ps = torch.tensor([[p] for p in top_p], device=logits.device)
+    ks = from_host([[k if 0 < k < vocab else vocab] for k in top_k], logits.device)
+    ps = from_host([[p] for p in top_p], logits.device)
     limited = [k for k in top_k if 0 < k < vocab]
     width = min(vocab, max([_FIRST_TRY, *limited]))
     while True:
@@ -178,13 +193,15 @@ def token_logprobs(
     result: list[dict[int, float] | None] = [None] * len(counts)
     if not wanted:
         return result
-    logprobs = logits[torch.tensor(wanted, device=logits.device)].log_softmax(dim=-1)
+    logprobs = logits[from_host(wanted, logits.device)].log_softmax(dim=-1)
     most = min(max(counts[row] or 0 for row in wanted), logits.shape[1])
     values, ids = logprobs.topk(most, dim=-1)
-    own = logprobs.gather(1, torch.tensor([[tokens[row]] for row in wanted], device=logits.device))[:, 0].tolist()
-    for row, top_ids, top_values, value in zip(wanted, ids.tolist(), values.tolist(), own, strict=True):
+    own = logprobs.gather(1, from_host([[tokens[row]] for row in wanted], logits.device))
+    # In one piece, for the host to wait once: float32 holds every id below 2**24.
+    together = torch.cat((own, values, ids.float()), dim=1).tolist()
+    for row, (value, *top) in zip(wanted, together, strict=True):
         count = counts[row] or 0
-        result[row] = dict(zip(top_ids[:count], top_values[:count], strict=True))
+        result[row] = dict(zip(map(int, top[most : most + count]), top[:count], strict=True))
         result[row].setdefault(tokens[row], value)  # type: ignore[union-attr]
     return result
 

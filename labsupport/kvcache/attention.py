@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens
 from labsupport.lm.cache import visible
+from labsupport.numerics.devices import from_host
 
 
 def block_by_block_attention(
@@ -106,11 +107,11 @@ class PagedStep:
         """For sequences that hold ``starts`` tokens and get ``counts`` new ones, padded to ``time``."""
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         total = max(ends)
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(time, device=device)  # [batch, time]
+        positions = from_host(starts, device)[:, None] + torch.arange(time, device=device)  # [batch, time]
 
         num_blocks = -(-total // block_size)
         tables = [[*table[:num_blocks], *[0] * (num_blocks - len(table))] for table in block_tables]
-        table = torch.tensor(tables, device=device)  # [batch, blocks]
+        table = from_host(tables, device)  # [batch, blocks]
         head = torch.arange(num_kv_heads, device=device)
         block_rows = table[:, None] * num_kv_heads + head[:, None]  # [batch, num_kv_heads, blocks]
         slot = torch.arange(block_size, device=device)
@@ -120,13 +121,13 @@ class PagedStep:
             write_from = None
             write_rows = rows.gather(2, positions[:, None].expand(-1, num_kv_heads, -1))
         else:
-            new, column = (torch.tensor(each, device=device) for each in real_tokens(counts))
+            new, column = (from_host(each, device) for each in real_tokens(counts))
             write_from = None if min(counts) == time else (new, column)
             write_rows = rows[new, :, positions[new, column]]  # [new, num_kv_heads]
 
         ragged, from_empty = min(ends) < total, max(starts) == 0 and time > 1
         mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
-        value_sum = ValueSum.plan(rows, torch.tensor(ends, device=device), num_heads, ragged) if time == 1 else None
+        value_sum = ValueSum.plan(rows, ends, num_heads, ragged) if time == 1 else None
         return PagedStep(
             total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum
         )
@@ -192,16 +193,20 @@ class ValueSum:
 
     @staticmethod
     def plan(
-        rows: Int64[Tensor, "batch num_kv_heads total"], ends: Int64[Tensor, " batch"], num_heads: int, ragged: bool
+        rows: Int64[Tensor, "batch num_kv_heads total"], ends: Sequence[int], num_heads: int, ragged: bool
     ) -> ValueSum:
         num_kv_heads, total = rows.shape[1:]
         every = rows[:, :, None].expand(-1, -1, num_heads // num_kv_heads, -1)  # [batch, num_kv_heads, group, total]
         take, taken = None, every.flatten()
+        lengths = from_host(ends, rows.device).repeat_interleave(num_heads, output_size=len(ends) * num_heads)
+        offsets = F.pad(lengths.cumsum(0), (1, 0))
         if ragged:
-            held = torch.arange(total, device=rows.device) < ends[:, None]
-            take = held[:, None, None].expand_as(every).flatten().nonzero()[:, 0]
+            # Row r of the weights has its first lengths[r] taken. How many these are is known here: to ask for the
+            # places that are not masked (`nonzero`) would make the host wait for a GPU.
+            count = num_heads * sum(ends)
+            row = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=count)
+            take = torch.arange(count, device=rows.device) - offsets[row] + row * total
             taken = taken[take]
-        offsets = F.pad(ends[:, None].expand(-1, num_heads).flatten().cumsum(0), (1, 0))
         return ValueSum(taken, take, offsets)
 
     def __call__(

@@ -16,6 +16,7 @@ from torch import Tensor
 from labsupport.kvcache.attention import PagedStep
 from labsupport.kvcache.grouped import check_counts, pad_right
 from labsupport.kvcache.paged import PagedKVCache
+from labsupport.numerics.devices import from_host
 
 
 class PagedBatch:
@@ -79,7 +80,7 @@ class PagedBatch:
         check_counts(self._counts, batch, time)
         self.cache.reserve(self.seq_ids, self._counts)
         self._time, self._step, self._starts = time, None, self.lengths
-        starts = torch.tensor(self._starts, device=self.cache.device)
+        starts = from_host(self._starts, self.cache.device)
         return starts[:, None] + torch.arange(time, device=starts.device)
 
     def attend(

@@ -18,6 +18,7 @@ from torch import Tensor
 from labsupport.kvcache.grouped import CacheFull, check_counts, grouped_attention, pad_right, real_tokens
 from labsupport.lm import Llama
 from labsupport.lm.cache import visible
+from labsupport.numerics.devices import from_host
 
 
 class KVCache:
@@ -186,13 +187,13 @@ class Step:
         ends = [length + count for length, count in zip(lengths, counts, strict=True)]
         total = max(ends)
         uniform = min(lengths) == max(lengths) and min(counts) == time
-        starts = torch.tensor(lengths[:1] if uniform else lengths, device=device)
+        starts = from_host(lengths[:1] if uniform else lengths, device)
         positions = starts[:, None] + torch.arange(time, device=device)
         if uniform:
             from_empty = lengths[0] == 0 and time > 1
             mask = None if time == 1 or from_empty else visible(positions, total)
             return Step(positions, ends, total, mask, from_empty, lengths[0], None)
-        rows, columns = (torch.tensor(each, device=device) for each in real_tokens(counts))
+        rows, columns = (from_host(each, device) for each in real_tokens(counts))
         index = rows, columns, positions[rows, columns]
         return Step(positions, ends, total, visible(positions, total), False, None, index)
 

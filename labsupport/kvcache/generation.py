@@ -17,6 +17,7 @@ from labsupport.kvcache.paged import PagedKVCache
 from labsupport.kvcache.quantized import QuantizedKVCache
 from labsupport.lm import Cache, Llama
 from labsupport.lm.generate import sample
+from labsupport.numerics.devices import from_host
 
 KINDS = ("contiguous", "paged", "int8", "int4")
 
@@ -109,8 +110,8 @@ def prefill(
         new = next_token_logits(model, cache, chunks)
         if logits is None:
             logits = torch.zeros_like(new)
-        ending = [row for row, tokens in enumerate(token_lists) if start < len(tokens) <= start + chunk_size]
-        logits[ending] = new[ending]
+        ending = [start < len(tokens) <= start + chunk_size for tokens in token_lists]
+        logits = torch.where(from_host(ending, new.device)[:, None], new, logits)
     assert logits is not None
     return logits
 
@@ -123,7 +124,7 @@ def next_token_logits(
     The row of a sequence without a new token is meaningless.
     """
     hidden = model.hidden_states(cache.feed(token_lists), cache)
-    last = torch.tensor([max(0, len(tokens) - 1) for tokens in token_lists], device=hidden.device)
+    last = from_host([max(0, len(tokens) - 1) for tokens in token_lists], hidden.device)
     return model.lm_head(hidden[torch.arange(len(last), device=hidden.device), last]).float()
 
 
@@ -151,7 +152,7 @@ def _generate(
     chunk_size: int | None, temperature: float, seed: int | None, eos_token_id: int | None,
 ) -> list[list[int]]:  # fmt: skip
     logits = prefill(model, cache, token_lists, chunk_size)
-    generator = None if seed is None else torch.Generator(device=logits.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     generated: list[list[int]] = [[] for _ in token_lists]
     running = [True] * len(generated)
     for step in range(max_tokens):

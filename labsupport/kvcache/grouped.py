@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from labsupport.numerics.devices import from_host
+
 
 def grouped_attention(
     query: Float[Tensor, "batch num_heads time head_dim"],
@@ -57,7 +59,7 @@ def pad_right(
     """
     longest = max((len(tokens) for tokens in token_lists), default=0)
     padded = [[*map(int, tokens), *[0] * (longest - len(tokens))] for tokens in token_lists]
-    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(token_lists), longest)
+    return from_host(padded, device, torch.int64).view(len(token_lists), longest)
 
 
 def real_tokens(counts: Sequence[int]) -> tuple[list[int], list[int]]:

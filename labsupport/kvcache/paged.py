@@ -18,6 +18,7 @@ from labsupport.kvcache.attention import PagedStep
 from labsupport.kvcache.grouped import grouped_attention
 from labsupport.kvcache.tables import BlockTables
 from labsupport.lm import Llama
+from labsupport.numerics.devices import from_host
 
 
 class PagedKVCache(BlockTables):
@@ -97,7 +98,7 @@ class PagedKVCache(BlockTables):
         self, seq_id: Hashable, layer_index: int
     ) -> tuple[Float[Tensor, "num_kv_heads length head_dim"], Float[Tensor, "num_kv_heads length head_dim"]]:
         """Copies of a sequence's keys and values in one layer."""
-        table = torch.tensor(self.block_table(seq_id), dtype=torch.int64, device=self.device)
+        table = from_host(self.block_table(seq_id), self.device, torch.int64)
         key, value = self.read_blocks(layer_index, table)
         return key[:, : self.length(seq_id)], value[:, : self.length(seq_id)]
 

@@ -179,7 +179,7 @@ def quantize_heads(
     # codes are computed with the scale as stored: rounding it to float16 then costs at most a clipped end
     scale, minimum = scales.float().split(1, dim=-1)
     codes = ((x.float() - minimum) / scale.clamp(min=1e-7)).round_().clamp_(0, 2**bits - 1)
-    return pack(codes.to(torch.uint8), bits), scales
+    return pack(codes.to(torch.uint8), bits, look=False), scales
 
 
 def dequantize_heads(

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.numerics.checks import check_finite
+from labsupport.numerics.checks import check_all_finite
+from labsupport.numerics.devices import to_host
 
 NUM_STAGES = 4  # in each layer
 
@@ -40,11 +41,9 @@ class Stage:
         Raises:
             ValueError: a weight or an input is NaN or infinite; the message names the layer.
         """
-        for name, linear in zip(self.full_names, self.linears, strict=True):
-            if isinstance(linear, nn.Linear):
-                check_finite(linear.weight, f"the weight of {name}")
-        for batch in self.inputs:
-            check_finite(batch, f"the calibration's inputs of {self.full_names[0]}")
+        named = zip(self.full_names, self.linears, strict=True)
+        checked = [(f"the weight of {name}", linear.weight) for name, linear in named if isinstance(linear, nn.Linear)]
+        check_all_finite([*checked, *((f"the calibration's inputs of {self.full_names[0]}", x) for x in self.inputs)])
 
     @property
     def linears(self) -> list[Any]:
@@ -74,7 +73,8 @@ def stages(model: nn.Module, windows: Sequence[Int64[Tensor, " time"]], batch_to
     batch_tokens: windows of equal length run together up to this many tokens.
     """
     llama: Any = model
-    batches = [llama.embed(batch) for batch in batch_windows(windows, batch_tokens)]
+    device = next(llama.parameters()).device
+    batches = [llama.embed(batch.to(device)) for batch in batch_windows(windows, batch_tokens)]
     hidden = [h for h, _ in batches]
     rotaries = [rotary for _, rotary in batches]
     for index, layer in enumerate(llama.layers):
@@ -142,7 +142,8 @@ def check_calibration(calibration: Sequence[Tensor], vocab_size: int) -> list[In
         if not isinstance(window, Tensor) or window.dim() != 1 or window.dtype != torch.int64 or len(window) == 0:
             given = f"{window.dtype} {list(window.shape)}" if isinstance(window, Tensor) else type(window).__name__
             raise ValueError(f"calibration[{i}] must be a 1-D int64 tensor with at least one token, got {given}")
-        low, high = int(window.min()), int(window.max())
+    ends = to_host([torch.stack(window.aminmax()) for window in calibration])  # waiting once, wherever they are
+    for i, (low, high) in enumerate(ends):
         if low < 0 or high >= vocab_size:
             raise ValueError(f"calibration[{i}] must hold ids in 0..{vocab_size - 1}, got {low}..{high}")
     return list(calibration)
@@ -160,8 +161,18 @@ def _without(module: nn.Module, last: str, arguments: list[tuple]) -> list[Tenso
 
 def nmse(given: Tensor, wanted: Tensor) -> float:
     """‖given - wanted‖² / ‖wanted‖²: the output error in reports. Where all of ``wanted`` is zero: 0 or infinite."""
-    power = float(wanted.float().square().sum())
-    error = float((given.float() - wanted.float()).square().sum())
+    return error_share(squared_sums(given, wanted).tolist())
+
+
+def squared_sums(given: Tensor, wanted: Tensor) -> Float[Tensor, " 2"]:
+    """‖given - wanted‖² and ‖wanted‖², still on the device: `error_share` makes the error of them."""
+    wanted = wanted.float()
+    return torch.stack([(given.float() - wanted).square().sum(), wanted.square().sum()])
+
+
+def error_share(sums: Sequence[float]) -> float:
+    """error / power of the two numbers of `squared_sums`."""
+    error, power = sums
     if power == 0:
         return 0.0 if error == 0 else math.inf
     return error / power  # NaN stays NaN

@@ -6,10 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from labsupport.lm.calibrate import check_model
+from labsupport.numerics.devices import to_host
 
 
 @torch.no_grad()
@@ -43,19 +44,23 @@ def token_loss(model: nn.Module, token_ids: Int64[Tensor, " n"], seq_len: int = 
     was_training = model.training
     model.eval()
     try:
-        losses = [_window_loss(model, window[None].to(device)) for window in windows]
+        losses = to_host([_window_loss(model, window[None].to(device, non_blocking=True)) for window in windows])
     finally:
         model.train(was_training)
     return sum(losses) / len(losses)
 
 
-def _window_loss(model: nn.Module, window: Int64[Tensor, "1 time"]) -> float:
+def _window_loss(model: nn.Module, window: Int64[Tensor, "1 time"]) -> Float[Tensor, ""]:
     logits = model(window)[0, :-1]
-    return F.cross_entropy(logits.float(), window[0, 1:]).item()
+    return F.cross_entropy(logits.float(), window[0, 1:])
 
 
 def bigram_loss(training: Int64[Tensor, " n"], evaluation: Int64[Tensor, " m"], vocab_size: int) -> float:
-    """Loss in nats of a bigram model (pair counts, add-one smoothing): what a language model must clearly beat."""
+    """Loss in nats of a bigram model (pair counts, add-one smoothing): what a language model must clearly beat.
+
+    Counted on the CPU, wherever the tokens are.
+    """
+    training, evaluation = training.cpu(), evaluation.cpu()
     counts = torch.ones(vocab_size, vocab_size, dtype=torch.float64)
     counts.index_put_((training[:-1], training[1:]), torch.ones(len(training) - 1, dtype=torch.float64), True)
     log_probability = (counts / counts.sum(1, keepdim=True)).log()

@@ -123,7 +123,8 @@ class Llama(nn.Module):
         """Logits of the next token at every position.
 
         Raises:
-            ValueError: ``tokens`` is not an int64 [batch, time], or holds an id outside the vocabulary.
+            ValueError: ``tokens`` is not an int64 [batch, time], lies on another device, or holds an id outside the
+                vocabulary.
         """
         return self.lm_head(self.hidden_states(tokens, cache)).float()
 
@@ -142,11 +143,11 @@ class Llama(nn.Module):
         self, tokens: Int64[Tensor, "batch time"], cache: Cache | None = None
     ) -> tuple[Float[Tensor, "batch time hidden"], Rotary]:
         """The input of the first layer, and the rotation of each position. Layer-by-layer algorithms start here."""
-        check_tokens(tokens, self.config.vocab_size)
+        check_tokens(tokens, self.config.vocab_size, self.embed_tokens.weight.device)
         batch, time = tokens.shape
-        positions = torch.arange(time)[None] if cache is None else cache.positions(batch, time)
         x = self.embed_tokens(tokens) * self.config.embedding_multiplier
-        return x, self.rotary(positions.to(x.device), x.dtype)
+        positions = torch.arange(time, device=x.device)[None] if cache is None else cache.positions(batch, time)
+        return x, self.rotary(positions.to(x.device, non_blocking=True), x.dtype)
 
     def rotary(self, positions: Int64[Tensor, "batch time"], dtype: torch.dtype = torch.float32) -> Rotary:
         """Cosine and sine for each position; see `rotary_embedding`."""
@@ -191,11 +192,13 @@ def rotate_half(x: Float[Tensor, "... head_dim"]) -> Float[Tensor, "... head_dim
     return torch.cat((-second, first), dim=-1)
 
 
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+def check_tokens(tokens: Tensor, vocab_size: int, device: torch.device) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(
             f"tokens must be int64 with shape [batch, time]; got {tokens.dtype} with shape {tuple(tokens.shape)}"
         )
+    if tokens.device != device:
+        raise ValueError(f"tokens must be where the model is, on {device}; got them on {tokens.device}: tokens.to(...)")
     if tokens.device.type != "cpu" or tokens.numel() == 0:  # looking at values would make a GPU wait
         return
     low, high = int(tokens.min()), int(tokens.max())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from labsupport.numerics.devices import to_host
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -21,3 +25,11 @@ def check_finite(x: Float[Tensor, "*shape"], name: str = "x") -> None:
         return
     nans, infs = int(torch.isnan(x).sum()), int(torch.isinf(x).sum())
     raise ValueError(f"{name} must be finite, got {nans} NaN and {infs} infinite among {x.numel()} values")
+
+
+def check_all_finite(tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """`check_finite` of several tensors of one device, each with its name; the host waits once."""
+    finite = to_host([torch.isfinite(tensor).all() for _, tensor in tensors])
+    for (name, tensor), good in zip(tensors, finite, strict=True):
+        if not good:
+            check_finite(tensor, name)

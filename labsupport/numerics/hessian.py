@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from labsupport.numerics.checks import check_finite
+from labsupport.numerics.devices import to_host
 
 
 def inverse_cholesky(hessian: Float[Tensor, "n n"], damping: float = 0.0) -> Float[Tensor, "n n"]:
@@ -54,10 +55,11 @@ def _inverse_upper(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 
 def check_hessian(
-    hessian: Float[Tensor, "in in"], weight: Float[Tensor, "out in"], damping: float
+    hessian: Float[Tensor, "in in"], weight: Float[Tensor, "out in"], damping: float, zeros: bool = True
 ) -> Float[Tensor, "in in"]:
     """A copy in float32 (float64 if it came so), or a ValueError: weight and hessian do not fit together, a value is
-    not finite, the Hessian is not symmetric or has a negative diagonal, or damping is negative."""
+    not finite, the Hessian is not symmetric, has a negative diagonal or (unless ``zeros`` are allowed) is all zeros, or
+    damping is negative."""
     if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
         raise ValueError(
             f"weight must be a floating-point [out, in] with elements, got {weight.dtype} {list(weight.shape)}"
@@ -70,14 +72,19 @@ def check_hessian(
         )
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping must be a finite number of at least 0, got {damping}")
-    check_finite(weight, "weight")
-    check_finite(hessian, "hessian")
-    hessian = hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32), copy=True)
-    asymmetry, largest = float((hessian - hessian.t()).abs().max()), float(hessian.abs().max())
+    given, hessian = hessian, hessian.detach().to(torch.promote_types(hessian.dtype, torch.float32), copy=True)
+    finite = torch.isfinite(weight).all() & torch.isfinite(hessian).all()
+    found = finite, (hessian - hessian.t()).abs().max(), hessian.abs().max(), hessian.diagonal().min()
+    finite, asymmetry, largest, lowest = to_host([value.to(hessian.dtype) for value in found])
+    if not finite:
+        check_finite(weight, "weight")
+        check_finite(given, "hessian")
+    if not zeros and largest == 0:
+        raise ValueError("hessian must not be all zeros: it has seen no inputs, or only zeros")
     if asymmetry > 1e-3 * largest:
         raise ValueError(f"hessian must be symmetric, got one that differs from its transpose by up to {asymmetry:.3g}")
-    if hessian.diagonal().min() < 0:
-        raise ValueError(f"hessian must have no negative diagonal, got {float(hessian.diagonal().min()):.3g}")
+    if lowest < 0:
+        raise ValueError(f"hessian must have no negative diagonal, got {lowest:.3g}")
     return hessian
 
 

@@ -91,7 +91,7 @@ def choose_qparams(
         raise ValueError("full_range=True needs symmetric=True; asymmetric grids always use all codes")
 
     low, high = value_range(x, axis, group_size)
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+    if not (torch.isfinite(low) & torch.isfinite(high)).all():
         check_finite(x)
     return qparams_from_range(low, high, bits, symmetric, axis=axis, group_size=group_size, full_range=full_range)
 

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.numerics.checks import check_all_finite, check_bits
+from labsupport.numerics.devices import to_host
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.affine import to_groups
-from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, resolve_group_size
+from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size, scale_zero_from_range
 from labsupport.quantization.rtn import rtn_quantize
 
 NUM_RATIOS = 20
@@ -43,8 +44,8 @@ def search_scale_on_outputs(
         s = channel_scale(mean_abs, ratio)
         quantized = rtn_quantize(weight * s, bits, group_size).dequantize()
         outputs = (inputs / s) @ quantized.T
-        errors.append(float((outputs - wanted).square().sum(1).mean()))
-    return ScaleSearch.of(mean_abs, errors)
+        errors.append((outputs - wanted).square().sum(1).mean())
+    return ScaleSearch.of(mean_abs, to_host(errors))
 
 
 def channel_scale(mean_abs: Float[Tensor, " in"], ratio: float) -> Float[Tensor, " in"]:
@@ -134,12 +135,13 @@ def search_scale(weight: Float[Tensor, "out in"], stats: InputStats, bits: int, 
     Layers that read the same inputs share s: pass their weights as one, stacked by rows.
     """
     scales = [channel_scale(stats.mean_abs, ratio) for ratio in RATIOS]
-    errors = [0.0] * NUM_RATIOS
+    errors: list[list[Tensor]] = [[] for _ in scales]  # added up once the host has them: it waits once, not each time
     for rows in weight.split(256):  # few enough to stay in the cache
         for i, scale in enumerate(scales):
             moved = _round_trip(rows * scale, bits, group_size).div_(scale).sub_(rows)
-            errors[i] += float(row_errors(moved, stats.gram).sum())
-    return ScaleSearch.of(stats.mean_abs, errors)
+            errors[i].append(row_errors(moved, stats.gram).sum())
+    parts = torch.stack([torch.stack(parts) for parts in errors]).tolist()
+    return ScaleSearch.of(stats.mean_abs, [sum(each) for each in parts])
 
 
 @torch.no_grad()
@@ -183,7 +185,7 @@ def _round_trip(weight: Float[Tensor, "out in"], bits: int, group_size: int) -> 
 
 def _round_trip_groups(groups: Float[Tensor, "out groups size"], bits: int) -> Float[Tensor, "out groups size"]:
     """Round to nearest and back, as rtn_quantize does."""
-    scale, zero_point = find_scale_zero(groups, bits)
+    scale, zero_point = scale_zero_from_range(groups.amin(-1), groups.amax(-1), bits)
     scale, zero_point = scale[..., None], zero_point[..., None].float()
     return (groups / scale).round_().add_(zero_point).clamp_(0, 2**bits - 1).sub_(zero_point).mul_(scale)
 
@@ -205,6 +207,5 @@ def _checked(weight: Tensor, inputs: Tensor, bits: int) -> tuple[Tensor, InputSt
             f"inputs must be floating point of shape [..., in] = [..., {weight.shape[1]}] for weight "
             f"{list(weight.shape)}, got {inputs.dtype} {list(inputs.shape)}"
         )
-    check_finite(weight, "weight")
-    check_finite(inputs, "inputs")
+    check_all_finite([("weight", weight), ("inputs", inputs)])
     return weight.detach().float(), InputStats.of([inputs.detach()])

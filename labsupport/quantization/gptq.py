@@ -26,7 +26,13 @@ from torch import Tensor
 from labsupport.numerics.checks import check_bits
 from labsupport.numerics.hessian import check_hessian, inverse_cholesky
 from labsupport.quantization.affine import to_groups
-from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, quantize_to_codes, resolve_group_size
+from labsupport.quantization.qweight import (
+    QuantizedWeight,
+    find_scale_zero,
+    quantize_to_codes,
+    resolve_group_size,
+    scale_zero_from_range,
+)
 
 
 @dataclass(frozen=True)
@@ -120,28 +126,35 @@ def gptq_quantize(
     factor_over_diagonal = factor / factor.diagonal()[:, None]
     columns = weight[:, order].t().contiguous()  # [in, out]
     codes = torch.empty_like(columns)
-    group_of = (order if static else torch.arange(in_features, device=weight.device)) // group_size
+    group_of = [column // group_size for column in (order.tolist() if static else range(in_features))]
     groups = math.ceil(in_features / group_size)
     scale, zero_point = columns.new_empty(groups, len(weight)), columns.new_empty(groups, len(weight))
     if static:
-        static_scale, static_zero_point = find_scale_zero(to_groups(weight, group_size), bits, symmetric)
+        static_scale, static_zero_point = _grid(to_groups(weight, group_size), bits, symmetric)
         scale.copy_(static_scale.t()), zero_point.copy_(static_zero_point.t())
 
     for start, stop in _blocks(in_features, block_size, None if static else group_size):
         if not static and start % group_size == 0:
             group = columns[start : start + group_size].t()
-            scale[start // group_size], zero_point[start // group_size] = find_scale_zero(group, bits, symmetric)
+            scale[start // group_size], zero_point[start // group_size] = _grid(group, bits, symmetric)
         block = slice(start, stop)
         errors = _quantize_block(
             columns[block], codes[block], factor_over_diagonal[block, block], scale, zero_point,
-            group_of[block].tolist(), bits,
+            group_of[block], bits,
         )  # fmt: skip
         columns[stop:].addmm_(factor_over_diagonal[block, stop:].t(), errors, alpha=-1)
 
     inverse = order.argsort()
     codes = codes[inverse].t().to(torch.uint8)
-    group_index = group_of[inverse] if act_order and not static else None
+    group_index = inverse // group_size if act_order and not static else None
     return QuantizedWeight.from_codes(codes, scale.t(), zero_point.t().int(), bits, group_size, group_index)
+
+
+def _grid(
+    group: Float[Tensor, "*lead size"], bits: int, symmetric: bool
+) -> tuple[Float[Tensor, "*lead"], Int[Tensor, "*lead"]]:
+    """`find_scale_zero` without a look at the values, which are checked before the first and after the last column."""
+    return scale_zero_from_range(group.amin(-1), group.amax(-1), bits, symmetric)
 
 
 def _quantize_block(
@@ -174,9 +187,7 @@ def _prepare(
     weight: Tensor, hessian: Tensor, act_order: bool, damping: float
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, "in in"], Int[Tensor, " in"]]:
     """A copy of the weight without dead columns, U, and the order of the columns, which is that of U's rows."""
-    hessian = check_hessian(hessian, weight, damping)
-    if not hessian.any():
-        raise ValueError("hessian must not be all zeros: it has seen no inputs, or only zeros")
+    hessian = check_hessian(hessian, weight, damping, zeros=False)
     weight = weight.detach().to(torch.float32, copy=True)
     dead = hessian.diagonal() == 0
     weight[:, dead] = 0

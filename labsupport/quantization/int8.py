@@ -6,16 +6,18 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from labsupport.quantization.affine import choose_qparams
+from labsupport.numerics.checks import check_finite
+from labsupport.quantization.affine import qparams_from_range, value_range
 from labsupport.quantization.fast.int8 import saturation_free_limit
 from labsupport.quantization.fast.probes import has_numba
 
 
 def quantize_weight_int8(
-    weight: Float[Tensor, "out in"], saturation_free: bool = True
+    weight: Float[Tensor, "out in"], saturation_free: bool = True, look: bool = True
 ) -> tuple[Int8[Tensor, "out in"], Float[Tensor, " out"]]:
     """Symmetric int8 with one scale per row: weight = codes * scale[:, None], to within half a step.
 
+    look: False where the weight is known to be finite: looking makes the host wait for a GPU.
     saturation_free: a slightly larger scale where it is needed, so that AVX2 multiplies in one pass (fast.int8.Fbgemm).
 
     Raises:
@@ -24,7 +26,9 @@ def quantize_weight_int8(
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight must be floating point of shape [out, in], got {weight.dtype} {list(weight.shape)}")
     weight = weight.detach().float()
-    scale = choose_qparams(weight, bits=8, symmetric=True, axis=0).scale
+    if look:
+        check_finite(weight)
+    scale = qparams_from_range(*value_range(weight, axis=0), bits=8, symmetric=True, axis=0).scale
     if saturation_free:
         scale = torch.maximum(scale, saturation_free_limit(weight))
     return torch.round(weight / scale).clamp_(-127, 127).to(torch.int8), scale.squeeze(1)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import Stage, nmse
+from labsupport.lm.calibrate import Stage, squared_sums
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.quantization.awq import InputStats, clip_weight, search_scale
 from labsupport.quantization.fold import fold, source_name
@@ -45,7 +45,8 @@ class MethodOptions:
     clip: bool
 
 
-Replacement = tuple[str, Any, float]  # name of a linear layer, the module to replace it, the error of its output
+# The name of a linear layer, the module to replace it, and the error of its output: `squared_sums`, read at the end.
+Replacement = tuple[str, Any, Tensor]
 
 
 def _rtn(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
@@ -83,7 +84,7 @@ def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Rep
 
 def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
     # Results of one decoder layer, held back: the last scale, down_proj's, still divides rows of up_proj.
-    done: dict[str, tuple[QuantizedWeight, nn.Linear, float]] = {}
+    done: dict[str, tuple[QuantizedWeight, nn.Linear, Tensor]] = {}
     for stage in model_stages:
         stats = InputStats.of(stage.inputs)
         group_size = resolve_group_size(options.group_size, len(stats.mean_abs))
@@ -116,7 +117,7 @@ def _int8_dynamic(model_stages: Iterable[Stage], options: MethodOptions) -> Iter
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             module = DynamicQuantizedLinear.from_float(linear)
-            yield name, module, nmse(module(sample), linear(sample))
+            yield name, module, squared_sums(module(sample), linear(sample))
 
 
 def _int8_static(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
@@ -124,9 +125,8 @@ def _int8_static(model_stages: Iterable[Stage], options: MethodOptions) -> Itera
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             module = StaticQuantizedLinear.from_float(linear)
-            for batch in stage.inputs:
-                module.observe(batch)
-            yield name, module, nmse(module(sample), linear(sample))
+            module.observe_all(stage.inputs)
+            yield name, module, squared_sums(module(sample), linear(sample))
 
 
 METHODS: dict[str, Callable[[Iterable[Stage], MethodOptions], Iterator[Replacement]]] = {
@@ -140,6 +140,6 @@ def _values_are_shared(stage: Stage) -> bool:
     return "self_attn.o_proj" in stage.names and attention.num_kv_heads != attention.num_heads
 
 
-def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> float:
+def _error(sample: Tensor, linear: nn.Linear, dequantized: Tensor) -> Tensor:
     """Error of the weights alone: inputs and bias are the same on both sides."""
-    return nmse(F.linear(sample, dequantized.to(sample.dtype)), F.linear(sample, linear.weight))
+    return squared_sums(F.linear(sample, dequantized.to(sample.dtype)), F.linear(sample, linear.weight))

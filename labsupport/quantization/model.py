@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, check_calibration, check_model, first_windows, stages
+from labsupport.lm.calibrate import NUM_STAGES, check_calibration, check_model, error_share, first_windows, stages
 from labsupport.numerics.checks import check_bits
 from labsupport.progress import progress_bar
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
@@ -77,9 +77,11 @@ def quantize_model(
     replacements = list(METHODS[method](bar, options))
 
     report = QuantizationReport(method, 8 if method.startswith("int8") else bits, _bytes(model))
-    for name, module, error in replacements:
+    errors = torch.stack([sums for _, _, sums in replacements]).tolist()  # the host waits once for all of them
+    for (name, module, _), sums in zip(replacements, errors, strict=True):
         linear = quantized.get_submodule(name)
-        report.layers.append(LayerReport(name, tuple(linear.weight.shape), _bytes(linear), _bytes(module), error))
+        sizes = _bytes(linear), _bytes(module)
+        report.layers.append(LayerReport(name, tuple(linear.weight.shape), *sizes, error_share(sums)))
         parent, _, child = name.rpartition(".")
         setattr(quantized.get_submodule(parent), child, module)
     if head_bits is not None:

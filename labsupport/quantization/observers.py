@@ -33,12 +33,15 @@ class Observer:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x must be one floating-point tensor, got {given}; call observe once for each batch")
-        if x.numel() == 0:
-            return
-        x = x.detach().float()
-        check_finite(x)
-        self._update(x)
-        self.num_values += x.numel()
+        if x.numel() > 0:
+            check_finite(x)
+        self.take(x)
+
+    def take(self, x: Float[Tensor, "*shape"]) -> None:
+        """`observe` of a batch that is known to be finite."""
+        if x.numel() > 0:
+            self._update(x.detach().float())
+            self.num_values += x.numel()
 
     def qparams(self) -> QParams:
         """The grid for what was observed. RuntimeError before any data."""

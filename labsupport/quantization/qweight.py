@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from labsupport.numerics.checks import check_bits, check_finite
+from labsupport.numerics.devices import to_host
 from labsupport.numerics.packing import pack, unpack
 from labsupport.quantization.affine import qparams_from_range
 
@@ -42,7 +43,7 @@ def find_scale_zero(
     check_bits(bits)
     weight_group = weight_group.float()
     low, high = weight_group.amin(-1), weight_group.amax(-1)
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+    if not (torch.isfinite(low) & torch.isfinite(high)).all():
         check_finite(weight_group, "weight")
     return scale_zero_from_range(low, high, bits, symmetric)
 
@@ -143,17 +144,17 @@ class QuantizedWeight:
         out_features, in_features = codes.shape
         group_size = resolve_group_size(group_size, in_features)
         grid = (out_features, math.ceil(in_features / group_size))
-        _check_grid(scale, zero_point, bits, grid)
+        half = _check_grid(codes, scale, zero_point, bits, grid)
         _check_columns("group_index", group_index, in_features)
         _check_columns("input_scale", input_scale, in_features)
         if group_index is not None and in_features:
-            lowest, highest = int(group_index.min()), int(group_index.max())
+            lowest, highest = to_host(group_index.aminmax())
             if not 0 <= lowest <= highest < grid[1]:
                 raise ValueError(f"group_index must lie in 0..{grid[1] - 1}, got {lowest}..{highest}")
         return cls(
-            packed=pack(codes, bits),
-            scale=_as_half_if_exact(scale),
-            packed_zero_point=pack(zero_point.flatten().to(torch.uint8), bits),
+            packed=pack(codes, bits, look=False),
+            scale=scale.half() if half else scale.float(),
+            packed_zero_point=pack(zero_point.flatten().to(torch.uint8), bits, look=False),
             bits=bits,
             group_size=group_size,
             shape=(out_features, in_features),
@@ -202,8 +203,8 @@ class QuantizedWeight:
             replace(
                 self,
                 packed=packed.clone(),
-                scale=_as_half_if_exact(scale.clone()),
-                packed_zero_point=pack(zero_point.flatten().to(torch.uint8), self.bits),
+                scale=scale.clone() if scale.dtype == torch.float16 else _as_half_if_exact(scale),
+                packed_zero_point=pack(zero_point.flatten().to(torch.uint8), self.bits, look=False),
                 shape=(len(packed), self.shape[1]),
             )
             for packed, scale, zero_point in parts
@@ -214,19 +215,30 @@ class QuantizedWeight:
         return replace(self, scale=_as_half_if_exact(round_scale(self.scale.float() / divisor[:, None])))
 
 
-def _check_grid(scale: Tensor, zero_point: Tensor, bits: int, grid: tuple[int, int]) -> None:
+def _check_grid(codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, grid: tuple[int, int]) -> bool:
+    """Whether all scales are float16 numbers. Everything that depends on values is asked for at once."""
     for name, tensor in (("scale", scale), ("zero_point", zero_point)):
         if tuple(tensor.shape) != grid:
             raise ValueError(f"{name} must have shape [out, groups] = {list(grid)}, got {list(tensor.shape)}")
     if scale.numel() == 0:
-        return
-    check_finite(scale, "scale")
-    if float(scale.min()) <= 0:
+        return True
+    low, high = zero_point.aminmax()
+    inside = (low >= 0) & (high < 2**bits)
+    whole = (zero_point == zero_point.round()).all() if zero_point.is_floating_point() else torch.ones_like(inside)
+    fits = codes.amax() < 2**bits if codes.numel() else torch.ones_like(inside)
+    half = (scale.half().to(scale.dtype) == scale).all()
+    positive = (torch.isfinite(scale) & (scale > 0)).all()
+    positive, inside, whole, fits, half = to_host([positive, inside, whole, fits, half])
+    if not positive:
+        check_finite(scale, "scale")
         raise ValueError(f"scale must be positive, got {float(scale.min())}")
-    if not 0 <= float(zero_point.min()) <= float(zero_point.max()) < 2**bits:
-        raise ValueError(f"zero_point must lie in 0..{2**bits - 1}, got {zero_point.min()}..{zero_point.max()}")
-    if zero_point.is_floating_point() and not torch.equal(zero_point, zero_point.round()):
+    if not inside:
+        raise ValueError(f"zero_point must lie in 0..{2**bits - 1}, got {low}..{high}")
+    if not whole:
         raise ValueError("zero_point must hold integers")
+    if not fits:
+        pack(codes, bits)  # raises
+    return bool(half)
 
 
 def _check_columns(name: str, tensor: Tensor | None, in_features: int) -> None:

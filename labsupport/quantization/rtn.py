@@ -7,7 +7,12 @@ from torch import Tensor
 
 from labsupport.numerics.checks import check_bits, check_finite
 from labsupport.quantization.affine import from_groups, to_groups
-from labsupport.quantization.qweight import QuantizedWeight, find_scale_zero, quantize_to_codes, resolve_group_size
+from labsupport.quantization.qweight import (
+    QuantizedWeight,
+    quantize_to_codes,
+    resolve_group_size,
+    scale_zero_from_range,
+)
 
 
 def rtn_quantize(
@@ -30,7 +35,8 @@ def rtn_quantize(
     in_features = weight.shape[1]
     group_size = resolve_group_size(group_size, in_features)
 
-    scale, zero_point = find_scale_zero(to_groups(weight, group_size), bits, symmetric)
+    groups = to_groups(weight, group_size)
+    scale, zero_point = scale_zero_from_range(groups.amin(-1), groups.amax(-1), bits, symmetric)
     codes = quantize_to_codes(
         weight, from_groups(scale, group_size, in_features), from_groups(zero_point, group_size, in_features), bits
     )

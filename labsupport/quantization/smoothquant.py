@@ -64,14 +64,15 @@ def smooth_head(model: Any, calibration: Sequence[Int64[Tensor, " time"]], alpha
 
     calibration: windows of tokens, for the outputs of the final norm. alpha: None searches.
     """
-    inputs = torch.cat([model.hidden_states(window[None])[0] for window in calibration])
+    device = model.lm_head.weight.device
+    inputs = torch.cat([model.hidden_states(window[None].to(device))[0] for window in calibration])
     weight = model.lm_head.weight.detach()
     ranges = _Ranges(inputs.abs().amax(0), weight.abs().amax(0))
     alphas = ALPHAS if alpha is None else (alpha,)
     scales = [smoothing_scale(ranges.activation, ranges.weight, each) for each in alphas]
     sample = inputs[:: max(1, len(inputs) // _SEARCH_TOKENS)]
     rows = [weight[:: max(1, len(weight) // _SEARCH_ROWS)]]
-    scale = min(scales, key=lambda scale: w8a8_error(sample, rows, scale)) if alpha is None else scales[0]
+    scale = best_scale(sample, rows, scales) if alpha is None else scales[0]
     model.norm.weight.div_(scale)
     with torch.device("meta"):
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -99,29 +100,44 @@ def _stage_scale(stage: Stage, config: Any, alpha: float | None) -> Float[Tensor
     candidates = [smoothing_scale(ranges.activation, ranges.weight, alpha) for alpha in ALPHAS]
     candidates.append(torch.ones_like(ranges.activation))
     sample, weights = stage.sample(_SEARCH_TOKENS), _weights(stage)
-    return min(candidates, key=lambda scale: w8a8_error(sample, weights, scale))
+    return best_scale(sample, weights, candidates)
 
 
 def _weights(stage: Stage) -> list[Tensor]:
     return [linear.get_parameter("weight") for linear in stage.linears]
 
 
+def best_scale(
+    x: Float[Tensor, "n in"], weights: Sequence[Float[Tensor, "out in"]], scales: Sequence[Float[Tensor, " in"]]
+) -> Float[Tensor, " in"]:
+    """The scale of smallest `w8a8_error`, the first of equal ones; the host waits once for all errors."""
+    errors = torch.stack([w8a8_errors(x, weights, scale) for scale in scales]).tolist()
+    return scales[min(range(len(scales)), key=lambda i: sum(errors[i]))]
+
+
 def w8a8_error(
     x: Float[Tensor, "n in"], weights: Sequence[Float[Tensor, "out in"]], scale: Float[Tensor, " in"]
 ) -> float:
+    """The sum of `w8a8_errors`."""
+    return sum(w8a8_errors(x, weights, scale).tolist())
+
+
+def w8a8_errors(
+    x: Float[Tensor, "n in"], weights: Sequence[Float[Tensor, "out in"]], scale: Float[Tensor, " in"]
+) -> Float[Tensor, " weights"]:
     """Error of x @ weight.T in W8A8 after smoothing: squared, relative to each token's output, mean over tokens.
 
     Relative, because a token with massive activations (Sun et al. 2024, https://arxiv.org/abs/2402.17762) would
     otherwise decide alone, although its own scale has already contained it.
     """
-    error = 0.0
+    errors = []
     codes, step = quantize_rows(x / scale)
     for weight in weights:
-        weight_codes, weight_step = quantize_weight_int8(weight * scale)
+        weight_codes, weight_step = quantize_weight_int8(weight * scale, look=False)
         exact, approximate = x @ weight.T, (codes @ weight_codes.float().T) * step * weight_step
         squared = (exact - approximate).square().sum(1) / exact.square().sum(1).clamp(min=torch.finfo(x.dtype).tiny)
-        error += float(squared.mean())
-    return error
+        errors.append(squared.mean())
+    return torch.stack(errors)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
@@ -53,6 +55,12 @@ class StaticQuantizedLinear(Int8Linear):
     def observe(self, x: Float[Tensor, "... in"]) -> None:
         """Take one batch of calibration inputs into account."""
         self.observer.observe(x)
+        self._set_qparams(self.observer.qparams())
+
+    def observe_all(self, batches: Sequence[Float[Tensor, "... in"]]) -> None:
+        """The same for several batches that are known to be finite: nothing is looked at, and no GPU waited for."""
+        for batch in batches:
+            self.observer.take(batch)
         self._set_qparams(self.observer.qparams())
 
     def _set_qparams(self, qparams: QParams) -> None:
