@@ -15,13 +15,12 @@ from __future__ import annotations
 import copy
 import functools
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
 aten = torch.ops.aten
@@ -61,12 +60,13 @@ class PretendedTensor(Tensor):
         name = func.overloadpacket.__name__
         _check_devices(name, args, kwargs)
         _count(name, args, kwargs)
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, PretendedTensor)]
+        given = [each for each in _tensors((args, *kwargs.values())) if isinstance(each, PretendedTensor)]
         target = _device_of(kwargs)
         stays = target is None or target.type == NAME
         if target is not None:
             kwargs["device"] = torch.device("cpu") if stays else target
-        real_args, real_kwargs = tree_map(_real, args), tree_map(_real, kwargs)
+        real_args = _map(_real, args)
+        real_kwargs = {key: _map(_real, value) for key, value in kwargs.items()}
         result = func(*real_args, **real_kwargs)
         if name == "copy_" and not isinstance(args[0], PretendedTensor):
             return result
@@ -79,7 +79,7 @@ class PretendedTensor(Tensor):
                 return each
             return owner[id(each)] if id(each) in owner else PretendedTensor(each)
 
-        return tree_map(wrap, result)
+        return _map(wrap, result)
 
     @property  # type: ignore[override]
     def data(self) -> Tensor:
@@ -89,6 +89,9 @@ class PretendedTensor(Tensor):
     def data(self, new: Tensor) -> None:
         Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
         self._real = new._real  # type: ignore[attr-defined]
+
+    def data_ptr(self) -> int:
+        return self._real.data_ptr()
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -113,6 +116,22 @@ class PretendedTensor(Tensor):
         return f"Pretended({self._real!r})"
 
 
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples and lists."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, tuple | list):
+        for each in given:
+            yield from _tensors(each)
+
+
+def _map(change: Callable[[Any], Any], given: Any) -> Any:
+    """What is in nested tuples and lists, changed."""
+    if isinstance(given, tuple | list):
+        return type(given)([_map(change, each) for each in given])
+    return change(given)
+
+
 def _real(each: Any) -> Any:
     if isinstance(each, PretendedTensor):
         return each._real
@@ -127,8 +146,8 @@ def _check_devices(name: str, args: Any, kwargs: Any) -> None:
     if name == "copy_" or name == "_to_copy":
         return
     checked = (args[0], *args[2:]) if name in _INDEXING else args
-    for each in tree_leaves((checked, kwargs)):
-        if isinstance(each, Tensor) and not isinstance(each, PretendedTensor) and each.dim() > 0:
+    for each in _tensors((checked, *kwargs.values())):
+        if not isinstance(each, PretendedTensor) and each.dim() > 0:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and "
                 f"{each.device}! ({name})"

@@ -24,6 +24,7 @@ FLOORS = (
 GROUND = {
     "labsupport",
     "console",
+    "device",
     "files",
     "progress",
     "timing",

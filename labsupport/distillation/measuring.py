@@ -66,7 +66,7 @@ def stored_bytes(model: nn.Module) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in _distinct(model.state_dict()).items()}, path)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in _distinct(model.state_dict()).items()}, path)
         return path.stat().st_size
 
 

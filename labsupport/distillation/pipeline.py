@@ -174,14 +174,14 @@ def _distance_in_bytes(model: nn.Module) -> Callable[[nn.Module], int]:
 
 
 def _prefill(model: Any) -> Callable[[], object]:
-    tokens = torch.arange(128)[None] % model.config.vocab_size
+    tokens = torch.arange(128, device=next(model.parameters()).device)[None] % model.config.vocab_size
     return torch.no_grad()(lambda: model(tokens))
 
 
 def _decode(model: Any) -> Callable[[], object]:
     """One more token after 32, one sequence."""
     cache = ConcatCache(len(model.layers))
-    tokens = torch.arange(33)[None] % model.config.vocab_size
+    tokens = torch.arange(33, device=next(model.parameters()).device)[None] % model.config.vocab_size
     with torch.no_grad():
         model(tokens[:, :32], cache)
 

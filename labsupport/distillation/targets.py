@@ -56,7 +56,8 @@ def sequence_targets(
         raise ValueError(f"prompts must have shape [batch, time] with at least one token; got {list(prompts.shape)}")
     check_range("max_tokens", max_tokens, max_tokens >= 1, "at least 1")
     check_range("temperature", temperature, temperature >= 0, "0 or more")
-    generator = None if seed is None else torch.Generator(device=prompts.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    prompts = prompts.to(teacher.embed_tokens.weight.device)
     was_training = teacher.training
     teacher.eval()
     cache = ConcatCache(teacher.config.num_layers)

@@ -200,7 +200,7 @@ def token_logprobs(
     # In one piece, for the host to wait once: float32 holds every id below 2**24.
     together = torch.cat((own, values, ids.float()), dim=1).tolist()
     for row, (value, *top) in zip(wanted, together, strict=True):
-        count = counts[row] or 0
+        count = min(counts[row] or 0, most)
         result[row] = dict(zip(map(int, top[most : most + count]), top[:count], strict=True))
         result[row].setdefault(tokens[row], value)  # type: ignore[union-attr]
     return result

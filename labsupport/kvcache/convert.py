@@ -22,6 +22,7 @@ from labsupport.kvcache.gqa import GroupedQueryAttention
 from labsupport.lm import Llama
 from labsupport.lm.model import Attention, DecoderLayer
 from labsupport.lm.schedule import rate_share, set_rates
+from labsupport.numerics.devices import to_host
 
 AttentionModule = TypeVar("AttentionModule", GroupedQueryAttention, Attention)
 
@@ -92,20 +93,21 @@ def uptrain(
     Converting damages every layer at once, so all parameters are trained, as in the paper.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
-    losses = []
+    losses: list[Tensor] = []
     was_training = model.training
     model.train()
     for step, batch in enumerate(itertools.islice(batches, steps)):
         set_rates([optimizer], rate_share(step, steps, warmup, decay_from=0))
+        batch = batch.to(model.embed_tokens.weight.device, non_blocking=True)
         logits = model(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())
     model.train(was_training)
-    return losses
+    return to_host(losses)
 
 
 def random_batches(

@@ -21,7 +21,7 @@ def layer_inputs(
         ValueError: the model has no module of that name.
     """
     with captured_inputs(model, names) as seen:
-        model(tokens)
+        model(tokens.to(next(model.parameters()).device))
     return {name: calls[-1].detach().flatten(0, -2) for name, calls in seen.items() if calls}
 
 

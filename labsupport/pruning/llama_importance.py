@@ -26,9 +26,10 @@ def layer_scores(
 ) -> Float[Tensor, " layers"]:
     """How much each layer changes the hidden state, or (taylor) the loss."""
     rows = []
+    device = model.embed_tokens.weight.device
     with evaluating(model), torch.set_grad_enabled(taylor):
         for window in progress_bar(windows, "layers", "window", progress):
-            x, rotary = model.embed(window[None])
+            x, rotary = model.embed(window[None].to(device))
             states = [x.detach().requires_grad_(taylor)]
             for layer in model.layers:
                 states.append(layer(states[-1], rotary))
@@ -51,8 +52,9 @@ def read_scores(
     layers = {name: m for name, m in model.named_modules() if name.endswith(("mlp.down_proj", "self_attn.o_proj"))}
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     for window in progress_bar(windows, "neurons and heads", "window", progress):
+        tokens = window[None].to(model.embed_tokens.weight.device)
         with evaluating(model), captured_inputs(model, layers, taylor) as seen, torch.set_grad_enabled(taylor):
-            logits = model.hidden_states(window[None]) if not taylor else model(window[None])
+            logits = model.hidden_states(tokens) if not taylor else model(tokens)
             if taylor:
                 _loss(logits, window).backward(inputs=[x for found in seen.values() for x in found])
         for name, layer in layers.items():
@@ -66,4 +68,4 @@ def total(scores: Float[Tensor, "windows ..."], taylor: bool) -> Float[Tensor, .
 
 
 def _loss(logits: Tensor, window: Tensor) -> Tensor:
-    return F.cross_entropy(logits[0, :-1].float(), window[1:])
+    return F.cross_entropy(logits[0, :-1].float(), window[1:].to(logits.device))

@@ -66,13 +66,16 @@ def global_magnitude_masks(
 def keep_largest(scores: Float[Tensor, "*rows n"], num_pruned: int) -> Bool[Tensor, "*rows n"]:
     """False at exactly the ``num_pruned`` smallest scores of each row, the first of equal ones first.
 
-    Selection (no sort) finds the threshold; ties at it are counted only if there are any.
+    Selection (no sort) finds the threshold; ties at it are counted only if there are any (on a GPU always: to ask would
+    take longer than to count).
     """
     if num_pruned == 0 or scores.numel() == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(num_pruned, dim=-1, keepdim=True).values
     kept = scores > threshold
-    if int(kept.sum()) == kept.numel() // scores.shape[-1] * (scores.shape[-1] - num_pruned):
+    if scores.device.type == "cpu" and int(kept.sum()) == kept.numel() // scores.shape[-1] * (
+        scores.shape[-1] - num_pruned
+    ):
         return kept
     tied = scores == threshold
     num_tied_pruned = num_pruned - (scores < threshold).sum(-1, keepdim=True)

@@ -22,7 +22,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, check_model, first_windows, nmse, stages
+from labsupport.lm.calibrate import (
+    NUM_STAGES,
+    Stage,
+    check_calibration,
+    check_model,
+    error_share,
+    first_windows,
+    squared_sums,
+    stages,
+)
+from labsupport.numerics.devices import to_host
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.progress import progress_bar
 from labsupport.pruning.magnitude import check_sparsity, global_magnitude_masks, magnitude_mask
@@ -81,6 +91,11 @@ def prune_model(
     prune = _method(pruned, method, sparsity, pattern, scope, damping, block_size)
     report = PruningReport(method, sparsity, pattern, scope)
     needed = first_windows(windows, ERROR_TOKENS) if method == "magnitude" else windows
+    errors, zeros, seconds_of = (
+        [],
+        [],
+        [],
+    )  # read at the end, all at once: the host waits for a GPU twice, not each time
     num_stages = NUM_STAGES * len(llama.layers)
     for stage in progress_bar(stages(pruned, needed), method, "stage", progress, total=num_stages):
         sample, linears = stage.sample(ERROR_TOKENS), stage.linears
@@ -89,9 +104,12 @@ def prune_model(
         seconds = (time.perf_counter() - before) / len(linears)
         for name, linear, weight in zip(stage.full_names, linears, results, strict=True):
             weight = weight.to(linear.weight.dtype)
-            error = nmse(F.linear(sample, weight), F.linear(sample, linear.weight))
+            errors.append(squared_sums(F.linear(sample, weight), F.linear(sample, linear.weight)))
+            zeros.append((weight == 0).sum())
+            seconds_of.append((name, tuple(weight.shape), seconds))
             linear.weight.copy_(weight)  # so that later stages see it
-            report.layers.append(LayerReport(name, tuple(weight.shape), int((weight == 0).sum()), seconds, error))
+    for (name, shape, seconds), count, sums in zip(seconds_of, to_host(zeros), to_host(errors), strict=True):
+        report.layers.append(LayerReport(name, shape, count, seconds, error_share(sums)))
     report.seconds = time.perf_counter() - start
     pruned.pruning_report = report
     return pruned

@@ -46,7 +46,7 @@ def sparsegpt_by_columns(
     for j in range(in_features):
         if j % width == 0:  # choose the mask M of the next columns
             end = min(j + width, in_features)
-            cost = _cost(W[:, j:end].t(), U.diagonal()[j:end], dead[j:end])  # [columns, out]
+            cost = _cost(W[:, j:end].t(), U.diagonal()[j:end], _part(dead, j, end))  # [columns, out]
             if n_of_m:
                 M = keep_largest(cost.t(), n_of_m[1] - n_of_m[0])
             else:
@@ -121,7 +121,7 @@ def sparsegpt_prune_together(
         for j in range(start, stop):
             if j % width == 0:
                 end = min(j + width, in_features)
-                cost = _cost(columns[j:end], diagonal[j:end], dead[j:end])
+                cost = _cost(columns[j:end], diagonal[j:end], _part(dead, j, end))
                 if n_of_m:
                     kept = keep_largest(cost.t(), n_of_m[1] - n_of_m[0]).t()
                 else:
@@ -140,13 +140,17 @@ def _keep_share(cost: Float[Tensor, "block out"], start: int, end: int, sparsity
     return keep_largest(cost.flatten(), num_pruned).view_as(cost)
 
 
+def _part(dead: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if dead is None else dead[start:end]
+
+
 def _cost(
-    columns: Float[Tensor, "block out"], diagonal: Float[Tensor, " block"], dead: Bool[Tensor, " block"]
+    columns: Float[Tensor, "block out"], diagonal: Float[Tensor, " block"], dead: Bool[Tensor, " block"] | None
 ) -> Float[Tensor, "block out"]:
     """w² / U_jj², what zeroing each weight would add to the output error; weights of dead inputs rank below all others,
     by magnitude."""
     cost = (columns * diagonal.reciprocal()[:, None]).square_()
-    if dead.any():
+    if dead is not None:
         cost[dead] = -1 / (1 + columns[dead].abs())
     return cost
 
@@ -164,8 +168,8 @@ def _lazy_blocks(in_features: int, width: int) -> Iterator[tuple[int, int]]:
 def _prepare(
     weights: Sequence[Tensor], hessian: Tensor, sparsity: float, n_of_m: tuple[int, int] | None, damping: float,
     block_size: int,
-) -> tuple[Float[Tensor, "in in"], Bool[Tensor, " in"]]:  # fmt: skip
-    """Check all arguments; U, and which inputs are dead."""
+) -> tuple[Float[Tensor, "in in"], Bool[Tensor, " in"] | None]:  # fmt: skip
+    """Check all arguments; U, and which inputs are dead (None: none is)."""
     for weight in weights:
         checked = check_hessian(hessian, weight, damping)
         if n_of_m is not None:
@@ -175,4 +179,4 @@ def _prepare(
         raise ValueError(f"block_size must be a positive integer, got {block_size!r}")
     dead = checked.diagonal() == 0
     checked.diagonal()[dead] = 1  # before damping, or a share of the mean of mostly zeros would be no damping at all
-    return inverse_cholesky(checked, damping).float(), dead
+    return inverse_cholesky(checked, damping).float(), dead if dead.any() else None

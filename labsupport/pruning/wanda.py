@@ -54,9 +54,9 @@ def wanda_scores(weight: Float[Tensor, "out in"], input_norm: Float[Tensor, " in
             f"input_norm must be floating point with shape [in] = [{weight.shape[1]}] for weight {list(weight.shape)}, "
             f"got {input_norm.dtype} {list(input_norm.shape)}"
         )
-    check_finite(weight, "weight")
-    check_finite(input_norm, "input_norm")
-    if input_norm.numel() and input_norm.min() < 0:
+    if not (torch.isfinite(weight).all() & torch.isfinite(input_norm).all() & (input_norm >= 0).all()):
+        check_finite(weight, "weight")
+        check_finite(input_norm, "input_norm")
         raise ValueError(f"input_norm must not be negative, got {float(input_norm.min()):.3g}")
     return weight.detach().float().abs() * input_norm.float()
 
