@@ -9,6 +9,7 @@ int8_static    int8 weights and activations, one activation scale per layer, fro
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from labsupport.lm.calibrate import Stage, nmse
 from labsupport.numerics.hessian import HessianAccumulator
-from labsupport.quantization.awq import InputStats, clip_weight, search_scale
+from labsupport.quantization.awq import InputStatsAccumulator, clip_weight, search_scale
 from labsupport.quantization.fold import fold, source_name
 from labsupport.quantization.gptq import gptq_quantize
 from labsupport.quantization.layers.choice import linear_for
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.layers.static import StaticQuantizedLinear
+from labsupport.quantization.observers import MinMaxObserver
 from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size
 from labsupport.quantization.rtn import rtn_quantize
 
@@ -58,10 +60,9 @@ def _rtn(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
 
 def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
     for stage in model_stages:
-        accumulator = HessianAccumulator(stage.inputs[0].shape[-1], stage.inputs[0].device)
-        for batch in stage.inputs:
-            accumulator.add(batch)
-        sample, linears = stage.sample(ERROR_TOKENS), stage.linears
+        linears = stage.linears
+        accumulator = HessianAccumulator(stage.in_features, linears[0].weight.device)
+        sample = stage.read(accumulator.add, ERROR_TOKENS)
         # Rows do not influence one another, so layers that share a Hessian are one weight.
         weights, hessian = torch.cat([linear.weight for linear in linears]), accumulator.hessian
         if hessian.diagonal().max() > 0:
@@ -85,17 +86,17 @@ def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
     # Results of one decoder layer, held back: the last scale, down_proj's, still divides rows of up_proj.
     done: dict[str, tuple[QuantizedWeight, nn.Linear, float]] = {}
     for stage in model_stages:
-        stats = InputStats.of(stage.inputs)
-        group_size = resolve_group_size(options.group_size, len(stats.mean_abs))
+        accumulator = InputStatsAccumulator(stage.in_features, stage.linears[0].weight.device)
+        sample = stage.read(accumulator.add, ERROR_TOKENS)
+        stats, group_size = accumulator.stats, resolve_group_size(options.group_size, stage.in_features)
         if not _values_are_shared(stage):
             together = torch.cat([linear.weight for linear in stage.linears]).float()
             scale = search_scale(together, stats, options.bits, group_size).scale
-            stats = stats.scaled(scale)
+            stats, sample = stats.scaled(scale), (sample / scale).to(sample.dtype)
             fold(stage, scale)
             if (source := source_name(stage)) in done:  # v_proj or up_proj, quantized a moment ago
                 weight, linear, error = done[source]
                 done[source] = weight.divide_rows(scale), linear, error
-        sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             wanted = linear.weight.float()
             # Clipping q and k by their own errors does not help the attention scores, in which the two are multiplied.
@@ -121,11 +122,10 @@ def _int8_dynamic(model_stages: Iterable[Stage], options: MethodOptions) -> Iter
 
 def _int8_static(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
     for stage in model_stages:
-        sample = stage.sample(ERROR_TOKENS)
+        observer = MinMaxObserver()  # layers that read the same inputs see the same range
+        sample = stage.read(observer.observe, ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
-            module = StaticQuantizedLinear.from_float(linear)
-            for batch in stage.inputs:
-                module.observe(batch)
+            module = StaticQuantizedLinear.from_float(linear, observer.qparams(), copy.copy(observer))
             yield name, module, nmse(module(sample), linear(sample))
 
 
