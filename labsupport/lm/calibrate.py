@@ -1,49 +1,89 @@
 """Runs calibration text through a model stage by stage, so that weights can be changed on the way.
 
-A stage is the linear layers that read one input: q, k and v; o; gate and up; down. `stages` stops at each of them with
-its inputs for all windows. Whatever the caller does to the stage's layers there, every later stage sees: this is how
-GPTQ quantizes each layer on the outputs of the already quantized ones, in a single forward pass. Who changes what lies
-before the stage (AWQ folds scales into norms) calls `Stage.divide_inputs` as well.
+A stage is the linear layers that read one input: q, k and v; o; gate and up; down. `stages` stops at each of them.
+Whatever the caller does to the stage's layers there, every later stage sees: this is how GPTQ quantizes each layer on
+the outputs of the already quantized ones, in a single forward pass.
+
+Calibration has many tokens and a layer many activations for each. So one thing is kept for all of them: the hidden
+states between two layers. A stage's inputs are computed from these whenever they are read, one batch at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.numerics.checks import check_all_finite
+from labsupport.lm.model import Rotary
+from labsupport.numerics.checks import check_all_finite, check_finite
 from labsupport.numerics.devices import to_host
 
 NUM_STAGES = 4  # in each layer
+BATCH_TOKENS = 2048  # windows of equal length run together up to this many tokens
+
+
+@dataclass
+class HiddenStates:
+    """What the next layer reads, for all windows. `stages_of` changes it in place, layer by layer.
+
+    batches: one [windows, time, hidden] for each batch of windows of equal length, in the model's dtype
+    rotaries: the rotation of positions, by length
+    """
+
+    batches: list[Float[Tensor, "windows time hidden"]]
+    rotaries: dict[int, Rotary] = field(default_factory=dict)
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, model: Any, windows: Sequence[Int64[Tensor, " time"]], batch_tokens: int = BATCH_TOKENS
+    ) -> HiddenStates:
+        """The inputs of the first layer."""
+        hidden, device = cls([]), model.embed_tokens.weight.device
+        for batch in batch_windows(windows, batch_tokens):
+            states, hidden.rotaries[batch.shape[1]] = model.embed(batch.to(device))
+            hidden.batches.append(states)
+        return hidden
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(batch.shape[0] * batch.shape[1] for batch in self.batches)
+
+    def through(self, layer: Any) -> HiddenStates:
+        """What comes after a whole layer, in place."""
+        for states in self.batches:
+            states.copy_(layer(states, self.rotaries[states.shape[1]]))
+        return self
 
 
 @dataclass
 class Stage:
-    """Linear layers that read the same activations.
+    """Linear layers that read the same activations. Valid until the next stage is asked for.
 
     names: within the layer, such as "self_attn.q_proj"
-    inputs: one [windows, time, in] for each batch of windows of equal length
+    inputs_of: from a batch of hidden states to the stage's inputs
     """
 
     layer_index: int
     layer: Any  # a DecoderLayer; Any, for its layers may be of many kinds
     names: tuple[str, ...]
-    inputs: list[Float[Tensor, "windows time in"]]
+    hidden: HiddenStates
+    inputs_of: Callable[[Float[Tensor, "windows time hidden"]], Float[Tensor, "windows time in"]]
 
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: a weight or an input is NaN or infinite; the message names the layer.
+            ValueError: a weight is NaN or infinite; the message names the layer.
         """
         named = zip(self.full_names, self.linears, strict=True)
-        checked = [(f"the weight of {name}", linear.weight) for name, linear in named if isinstance(linear, nn.Linear)]
-        check_all_finite([*checked, *((f"the calibration's inputs of {self.full_names[0]}", x) for x in self.inputs)])
+        check_all_finite(
+            [(f"the weight of {name}", each.weight) for name, each in named if isinstance(each, nn.Linear)]
+        )
 
     @property
     def linears(self) -> list[Any]:
@@ -55,44 +95,83 @@ class Stage:
         """Within the model, such as "layers.3.self_attn.q_proj"."""
         return [f"layers.{self.layer_index}.{name}" for name in self.names]
 
-    def divide_inputs(self, scale: Float[Tensor, " in"]) -> None:
-        """Bring the inputs that this run has already computed in line with a source that was divided by ``scale``:
-        a norm's weight, or the rows of v_proj or up_proj."""
-        self.inputs[:] = [(batch / scale).to(batch.dtype) for batch in self.inputs]
+    @property
+    def in_features(self) -> int:
+        return self.linears[0].in_features
 
-    def sample(self, max_tokens: int) -> Float[Tensor, "tokens in"]:
-        """At most ``max_tokens`` of the stage's inputs, evenly spread over all windows."""
-        tokens = torch.cat([batch.flatten(0, -2) for batch in self.inputs])
-        return tokens[:: max(1, -(-len(tokens) // max_tokens))]
+    @property
+    @torch.no_grad()
+    def inputs(self) -> Iterator[Float[Tensor, "windows time in"]]:
+        """Batch by batch, computed anew at each reading from what lies before the stage as it is then.
+
+        Raises:
+            ValueError: after the last one, if an input was NaN or infinite; the message names the layer.
+        """
+        finite = []
+        for states in self.hidden.batches:
+            batch = self.inputs_of(states)
+            finite.append(torch.isfinite(batch).all())
+            yield batch
+        if not all(to_host(finite)):  # asked once: each question makes the host wait for a GPU
+            for states in self.hidden.batches:
+                check_finite(self.inputs_of(states), f"the calibration's inputs of {self.full_names[0]}")
+
+    def read(
+        self, add: Callable[[Float[Tensor, "windows time in"]], object], tokens: int
+    ) -> Float[Tensor, "tokens in"]:
+        """Hand each batch of inputs to ``add``; at most ``tokens`` of all inputs are returned, evenly spread."""
+        step, seen = max(1, -(-self.hidden.num_tokens // tokens)), 0
+        kept = []
+        for batch in self.inputs:
+            add(batch)
+            flat = batch.flatten(0, -2)
+            kept.append(flat[-seen % step :: step].clone())  # a view would keep the whole batch
+            seen += len(flat)
+        return torch.cat(kept)
+
+    def sample(self, tokens: int) -> Float[Tensor, "tokens in"]:
+        """At most ``tokens`` of the stage's inputs, evenly spread over all windows."""
+        return self.read(lambda _: None, tokens)
+
+
+def stages(model: nn.Module, windows: Sequence[Int64[Tensor, " time"]]) -> Iterator[Stage]:
+    """All stages of all layers in order; the model's weights are read when they are needed, never earlier."""
+    llama: Any = model
+    hidden = HiddenStates.of(llama, windows)
+    for index, layer in enumerate(llama.layers):
+        last = index + 1 == len(llama.layers)  # nobody reads its output
+        yield from stages_of(layer, index, hidden, last)
 
 
 @torch.no_grad()
-def stages(model: nn.Module, windows: Sequence[Int64[Tensor, " time"]], batch_tokens: int = 2048) -> Iterator[Stage]:
-    """All stages of all layers in order; the model's weights are read when they are needed, never earlier.
+def stages_of(layer: Any, index: int, hidden: HiddenStates, last: bool = False) -> Iterator[Stage]:
+    """The four stages of one layer; at the end ``hidden`` is what the layer returns. ``last``: it is not brought there.
 
-    batch_tokens: windows of equal length run together up to this many tokens.
+    index: the layer's place in the model, for names.
     """
-    llama: Any = model
-    device = next(llama.parameters()).device
-    batches = [llama.embed(batch.to(device)) for batch in batch_windows(windows, batch_tokens)]
-    hidden = [h for h, _ in batches]
-    rotaries = [rotary for _, rotary in batches]
-    for index, layer in enumerate(llama.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        inputs = [layer.input_layernorm(h) for h in hidden]
-        yield Stage(index, layer, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), inputs)
+    attention, mlp = layer.self_attn, layer.mlp
 
-        inputs = _without(attention, "o_proj", list(zip(inputs, rotaries, strict=True)))
-        yield Stage(index, layer, ("self_attn.o_proj",), inputs)
-        hidden = [h + attention.o_proj(x) for h, x in zip(hidden, inputs, strict=True)]
+    def read_by_attention(states: Tensor) -> Tensor:
+        return layer.input_layernorm(states)
 
-        inputs = [layer.post_attention_layernorm(h) for h in hidden]
-        yield Stage(index, layer, ("mlp.gate_proj", "mlp.up_proj"), inputs)
+    def read_by_output(states: Tensor) -> Tensor:
+        return _without(attention, "o_proj", read_by_attention(states), hidden.rotaries[states.shape[1]])
 
-        inputs = _without(mlp, "down_proj", [(x,) for x in inputs])
-        yield Stage(index, layer, ("mlp.down_proj",), inputs)
-        if index + 1 < len(llama.layers):  # nobody reads the last layer's output
-            hidden = [h + mlp.down_proj(x) for h, x in zip(hidden, inputs, strict=True)]
+    def read_by_mlp(states: Tensor) -> Tensor:
+        return layer.post_attention_layernorm(states)
+
+    def read_by_down(states: Tensor) -> Tensor:
+        return _without(mlp, "down_proj", read_by_mlp(states))
+
+    yield Stage(index, layer, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), hidden, read_by_attention)
+    yield Stage(index, layer, ("self_attn.o_proj",), hidden, read_by_output)
+    for states in hidden.batches:
+        states += attention.o_proj(read_by_output(states)) * layer.residual_multiplier
+    yield Stage(index, layer, ("mlp.gate_proj", "mlp.up_proj"), hidden, read_by_mlp)
+    yield Stage(index, layer, ("mlp.down_proj",), hidden, read_by_down)
+    if not last:
+        for states in hidden.batches:
+            states += mlp.down_proj(read_by_down(states)) * layer.residual_multiplier
 
 
 def batch_windows(
@@ -149,12 +228,12 @@ def check_calibration(calibration: Sequence[Tensor], vocab_size: int) -> list[In
     return list(calibration)
 
 
-def _without(module: nn.Module, last: str, arguments: list[tuple]) -> list[Tensor]:
-    """Outputs of ``module`` on each of the arguments before its linear layer named ``last``: that layer's inputs."""
+def _without(module: nn.Module, last: str, *arguments: Any) -> Tensor:
+    """What ``module`` computes before its linear layer named ``last``: that layer's inputs."""
     layer = getattr(module, last)
     setattr(module, last, nn.Identity())
     try:
-        return [module(*argument) for argument in arguments]
+        return module(*arguments)
     finally:
         setattr(module, last, layer)
 

@@ -18,6 +18,10 @@ from labsupport.numerics.checks import check_finite
 from labsupport.numerics.devices import to_host
 
 
+class AllZeros(ValueError):
+    """A Hessian that says nothing: of no inputs, or of zeros."""
+
+
 def inverse_cholesky(hessian: Float[Tensor, "n n"], damping: float = 0.0) -> Float[Tensor, "n n"]:
     """Upper U with UᵀU = (hessian + damping · mean(diagonal) · I)⁻¹.
 
@@ -80,7 +84,7 @@ def check_hessian(
         check_finite(weight, "weight")
         check_finite(given, "hessian")
     if not zeros and largest == 0:
-        raise ValueError("hessian must not be all zeros: it has seen no inputs, or only zeros")
+        raise AllZeros("hessian must not be all zeros: it has seen no inputs, or only zeros")
     if asymmetry > 1e-3 * largest:
         raise ValueError(f"hessian must be symmetric, got one that differs from its transpose by up to {asymmetry:.3g}")
     if lowest < 0:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,16 @@ from torch import Tensor, nn
 
 from labsupport.lm.calibrate import (
     NUM_STAGES,
+    HiddenStates,
     Stage,
     check_calibration,
     check_model,
     error_share,
     first_windows,
     squared_sums,
-    stages,
+    stages_of,
 )
+from labsupport.lm.config import LlamaConfig
 from labsupport.numerics.devices import to_host
 from labsupport.numerics.hessian import HessianAccumulator
 from labsupport.progress import progress_bar
@@ -40,9 +43,6 @@ from labsupport.pruning.report import LayerReport, PruningReport
 from labsupport.pruning.semi_structured import check_nm, nm_mask, parse_pattern
 from labsupport.pruning.sparsegpt import sparsegpt_prune_together
 from labsupport.pruning.wanda import InputNorm, wanda_mask
-
-if TYPE_CHECKING:
-    pass
 
 LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -88,68 +88,97 @@ def prune_model(
     windows = check_calibration(calibration, llama.config.vocab_size)
     start = time.perf_counter()
     pruned = copy.deepcopy(llama)
-    prune = _method(pruned, method, sparsity, pattern, scope, damping, block_size)
+    masks = None
+    if scope == "global":
+        weights = {f"layers.{i}.{name}": layer.get_submodule(name).weight
+                   for i, layer in enumerate(pruned.layers) for name in LINEARS}  # fmt: skip
+        masks = global_magnitude_masks(weights, sparsity)
+    run = PruningRun.of(pruned, windows, method, sparsity, pattern, damping, block_size, masks)
     report = PruningReport(method, sparsity, pattern, scope)
-    needed = first_windows(windows, ERROR_TOKENS) if method == "magnitude" else windows
-    errors, zeros, seconds_of = (
-        [],
-        [],
-        [],
-    )  # read at the end, all at once: the host waits for a GPU twice, not each time
-    num_stages = NUM_STAGES * len(llama.layers)
-    for stage in progress_bar(stages(pruned, needed), method, "stage", progress, total=num_stages):
-        sample, linears = stage.sample(ERROR_TOKENS), stage.linears
-        before = time.perf_counter()
-        results = list(prune(stage))
-        seconds = (time.perf_counter() - before) / len(linears)
-        for name, linear, weight in zip(stage.full_names, linears, results, strict=True):
-            weight = weight.to(linear.weight.dtype)
-            errors.append(squared_sums(F.linear(sample, weight), F.linear(sample, linear.weight)))
-            zeros.append((weight == 0).sum())
-            seconds_of.append((name, tuple(weight.shape), seconds))
-            linear.weight.copy_(weight)  # so that later stages see it
-    for (name, shape, seconds), count, sums in zip(seconds_of, to_host(zeros), to_host(errors), strict=True):
-        report.layers.append(LayerReport(name, shape, count, seconds, error_share(sums)))
+    with progress_bar(None, method, "stage", progress, total=NUM_STAGES * len(llama.layers)) as bar:
+        for index, layer in enumerate(pruned.layers):
+            report.layers += run.layer(index, layer, bar.update)
     report.seconds = time.perf_counter() - start
     pruned.pruning_report = report
     return pruned
 
 
-Prune = Callable[[Stage], Iterator[Float[Tensor, "out in"]]]  # the new weights of a stage's layers
+# From a stage to a sample of its inputs and the new weights of its layers
+Prune = Callable[[Stage], tuple[Float[Tensor, "tokens in"], Sequence[Float[Tensor, "out in"]]]]
+
+
+@dataclass
+class PruningRun:
+    """`prune_model` one layer at a time, in order. What it keeps from layer to layer is ``states``.
+
+    hidden: the inputs of the next layer, as the pruned layers before it compute them
+    """
+
+    config: LlamaConfig
+    prune: Prune
+    hidden: HiddenStates
+
+    @classmethod
+    def of(
+        cls, model: Any, windows: list[Tensor], method: str, sparsity: float, pattern: str | None = None,
+        damping: float = 0.01, block_size: int = 128, masks: dict[str, Tensor] | None = None,
+    ) -> PruningRun:  # fmt: skip
+        """Before the first layer; of ``model`` only the embedding is read. For the arguments see `prune_model`.
+
+        masks: scope="global" only, by the layers' names.
+        """
+        _check_options(method, sparsity, pattern, "layer")
+        needed = first_windows(windows, ERROR_TOKENS) if method == "magnitude" else windows
+        prune = _method(method, sparsity, pattern, damping, block_size, masks)
+        return cls(model.config, prune, HiddenStates.of(model, needed))
+
+    @property
+    def states(self) -> list[HiddenStates]:
+        return [self.hidden]
+
+    @torch.no_grad()
+    def layer(self, index: int, layer: Any, after_stage: Callable[[], object] = lambda: None) -> list[LayerReport]:
+        """Prune the next layer in place."""
+        found, errors, zeros = [], [], []  # numbers are read after the layer, so that a GPU is waited for twice in it
+        for stage in stages_of(layer, index, self.hidden, last=index + 1 == self.config.num_layers):
+            before = time.perf_counter()
+            sample, weights = self.prune(stage)
+            seconds = (time.perf_counter() - before) / len(stage.linears)
+            for name, linear, weight in zip(stage.full_names, stage.linears, weights, strict=True):
+                weight = weight.to(linear.weight.dtype)
+                errors.append(squared_sums(F.linear(sample, weight), F.linear(sample, linear.weight)))
+                zeros.append((weight == 0).sum())
+                linear.weight.copy_(weight)  # so that later stages see it
+                found.append((name, tuple(weight.shape), seconds))
+            after_stage()
+        rows = zip(found, to_host(zeros), to_host(errors), strict=True)
+        return [LayerReport(name, shape, num, seconds, error_share(sums)) for (name, shape, seconds), num, sums in rows]
 
 
 def _method(
-    model: Any, method: str, sparsity: float, pattern: str | None, scope: str, damping: float, block_size: int
+    method: str, sparsity: float, pattern: str | None, damping: float, block_size: int, masks: dict[str, Tensor] | None
 ) -> Prune:
-    def magnitude(stage: Stage) -> Iterator[Tensor]:
-        for linear in stage.linears:
-            weight = linear.weight
-            mask = nm_mask(weight.abs(), *parse_pattern(pattern)) if pattern else magnitude_mask(weight, sparsity)
-            yield weight * mask
+    def magnitude(stage: Stage) -> tuple[Tensor, Sequence[Tensor]]:
+        def mask(name: str, weight: Tensor) -> Tensor:
+            if masks is not None:
+                return masks[name]
+            return nm_mask(weight.abs(), *parse_pattern(pattern)) if pattern else magnitude_mask(weight, sparsity)
 
-    def magnitude_globally(stage: Stage) -> Iterator[Tensor]:
-        for name, linear in zip(stage.full_names, stage.linears, strict=True):
-            yield linear.weight * masks[name]
+        named = zip(stage.full_names, stage.linears, strict=True)
+        return stage.sample(ERROR_TOKENS), [linear.weight * mask(name, linear.weight) for name, linear in named]
 
-    def wanda(stage: Stage) -> Iterator[Tensor]:
-        inputs = InputNorm(stage.inputs[0].shape[-1], stage.inputs[0].device)
-        for batch in stage.inputs:
-            inputs.add(batch)
-        for linear in stage.linears:
-            yield linear.weight * wanda_mask(linear.weight, inputs.norm, sparsity, pattern)
-
-    def sparsegpt(stage: Stage) -> Iterator[Tensor]:
-        inputs = HessianAccumulator(stage.inputs[0].shape[-1], stage.inputs[0].device)
-        for batch in stage.inputs:
-            inputs.add(batch)
+    def wanda(stage: Stage) -> tuple[Tensor, Sequence[Tensor]]:
         weights = [linear.weight for linear in stage.linears]
-        yield from sparsegpt_prune_together(weights, inputs.hessian, sparsity, pattern, damping, block_size)
+        inputs = InputNorm(stage.in_features, weights[0].device)
+        sample = stage.read(inputs.add, ERROR_TOKENS)
+        return sample, [weight * wanda_mask(weight, inputs.norm, sparsity, pattern) for weight in weights]
 
-    if scope == "global":
-        weights = {f"layers.{i}.{name}": layer.get_submodule(name).weight
-                   for i, layer in enumerate(model.layers) for name in LINEARS}  # fmt: skip
-        masks = global_magnitude_masks(weights, sparsity)
-        return magnitude_globally
+    def sparsegpt(stage: Stage) -> tuple[Tensor, Sequence[Tensor]]:
+        weights = [linear.weight for linear in stage.linears]
+        inputs = HessianAccumulator(stage.in_features, weights[0].device)
+        sample = stage.read(inputs.add, ERROR_TOKENS)
+        return sample, sparsegpt_prune_together(weights, inputs.hessian, sparsity, pattern, damping, block_size)
+
     return {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
 
 

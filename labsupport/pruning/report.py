@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 @dataclass
 class LayerReport:
     """num_zeros: counted in the result.
-    seconds: wall time of pruning this layer, including the statistics of its inputs, divided equally among layers that
-        share them; the model's own forward pass counts in the total only.
+    seconds: wall time of pruning this layer, including its inputs and their statistics, divided equally among layers
+        that share them; the forward pass to the next layer counts in the total only.
     error: ‖x (Ŵ - W)ᵀ‖² / ‖x Wᵀ‖² on calibration inputs of this layer, as the method saw them.
     """
 

@@ -110,21 +110,36 @@ class InputStats:
     @classmethod
     def of(cls, batches: Iterable[Float[Tensor, "*lead in"]]) -> InputStats:
         """Over all tokens of all batches."""
-        accumulator: HessianAccumulator | None = None
-        total = torch.zeros(())
+        accumulator: InputStatsAccumulator | None = None
         for batch in batches:
             if accumulator is None:
-                accumulator = HessianAccumulator(batch.shape[-1], batch.device)
-                total = torch.zeros(batch.shape[-1], device=batch.device)
+                accumulator = InputStatsAccumulator(batch.shape[-1], batch.device)
             accumulator.add(batch)
-            total += batch.float().abs().flatten(0, -2).sum(0)
-        if accumulator is None or accumulator.num_tokens == 0:
+        if accumulator is None:
             raise ValueError("inputs must hold at least one token, got none")
-        return cls(total / accumulator.num_tokens, accumulator.hessian / 2)
+        return accumulator.stats
 
     def scaled(self, scale: Float[Tensor, " in"]) -> InputStats:
         """Those of the inputs divided by ``scale``."""
         return InputStats(self.mean_abs / scale, self.gram / (scale[:, None] * scale))
+
+
+class InputStatsAccumulator:
+    """`InputStats` of inputs that come batch by batch."""
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self._hessian = HessianAccumulator(in_features, device)
+        self._sum_abs = torch.zeros(in_features, device=device)
+
+    def add(self, inputs: Float[Tensor, "*lead in"]) -> None:
+        self._hessian.add(inputs)
+        self._sum_abs += inputs.float().abs().flatten(0, -2).sum(0)
+
+    @property
+    def stats(self) -> InputStats:
+        if self._hessian.num_tokens == 0:
+            raise ValueError("inputs must hold at least one token, got none")
+        return InputStats(self._sum_abs / self._hessian.num_tokens, self._hessian.hessian / 2)
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ def source_name(stage: Stage) -> str:
 
 @torch.no_grad()
 def fold(stage: Stage, scale: Float[Tensor, " in"]) -> None:
-    """Multiply the stage's columns by ``scale`` and divide its source by it: the model computes the same."""
+    """Multiply the stage's columns by ``scale`` and divide its source by it, from which its inputs are divided as well:
+    the model computes the same."""
     for linear in stage.linears:
         linear.weight.mul_(scale)
     source, attention = stage.layer.get_submodule(SOURCES[stage.names[0]]), stage.layer.self_attn
@@ -45,4 +46,3 @@ def fold(stage: Stage, scale: Float[Tensor, " in"]) -> None:
     source.weight.div_(rows[:, None] if source.weight.dim() == 2 else rows)
     if getattr(source, "bias", None) is not None:
         source.bias.div_(rows)
-    stage.divide_inputs(scale)

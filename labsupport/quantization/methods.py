@@ -9,6 +9,7 @@ int8_static    int8 weights and activations, one activation scale per layer, fro
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labsupport.lm.calibrate import Stage, squared_sums
-from labsupport.numerics.hessian import HessianAccumulator
-from labsupport.quantization.awq import InputStats, clip_weight, search_scale
+from labsupport.numerics.hessian import AllZeros, HessianAccumulator
+from labsupport.quantization.awq import InputStatsAccumulator, clip_weight, search_scale
 from labsupport.quantization.fold import fold, source_name
 from labsupport.quantization.gptq import gptq_quantize
 from labsupport.quantization.layers.choice import linear_for
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.layers.static import StaticQuantizedLinear
+from labsupport.quantization.observers import MinMaxObserver
 from labsupport.quantization.qweight import QuantizedWeight, resolve_group_size
 from labsupport.quantization.rtn import rtn_quantize
 
@@ -53,24 +55,23 @@ def _rtn(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
     for stage in model_stages:
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
-            weight = rtn_quantize(linear.weight, options.bits, options.group_size, options.symmetric)
+            weight = rtn_quantize(linear.weight, options.bits, options.group_size, options.symmetric, look=False)
             yield name, linear_for(weight, linear.bias), _error(sample, linear, weight.dequantize())
 
 
 def _gptq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
     for stage in model_stages:
-        accumulator = HessianAccumulator(stage.inputs[0].shape[-1], stage.inputs[0].device)
-        for batch in stage.inputs:
-            accumulator.add(batch)
-        sample, linears = stage.sample(ERROR_TOKENS), stage.linears
+        linears = stage.linears
+        accumulator = HessianAccumulator(stage.in_features, linears[0].weight.device)
+        sample = stage.read(accumulator.add, ERROR_TOKENS)
         # Rows do not influence one another, so layers that share a Hessian are one weight.
         weights, hessian = torch.cat([linear.weight for linear in linears]), accumulator.hessian
-        if hessian.diagonal().max() > 0:
+        try:
             together = gptq_quantize(
                 weights, hessian, options.bits, options.group_size, options.symmetric, options.act_order,
                 options.damping, static_groups=options.static_groups,
             )  # fmt: skip
-        else:
+        except AllZeros:
             names = ", ".join(stage.full_names)
             warnings.warn(f"all inputs of {names} are zero in the calibration: rounded to nearest", stacklevel=3)
             together = rtn_quantize(weights, options.bits, options.group_size, options.symmetric)
@@ -86,23 +87,23 @@ def _awq(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Repl
     # Results of one decoder layer, held back: the last scale, down_proj's, still divides rows of up_proj.
     done: dict[str, tuple[QuantizedWeight, nn.Linear, Tensor]] = {}
     for stage in model_stages:
-        stats = InputStats.of(stage.inputs)
-        group_size = resolve_group_size(options.group_size, len(stats.mean_abs))
+        accumulator = InputStatsAccumulator(stage.in_features, stage.linears[0].weight.device)
+        sample = stage.read(accumulator.add, ERROR_TOKENS)
+        stats, group_size = accumulator.stats, resolve_group_size(options.group_size, stage.in_features)
         if not _values_are_shared(stage):
             together = torch.cat([linear.weight for linear in stage.linears]).float()
             scale = search_scale(together, stats, options.bits, group_size).scale
-            stats = stats.scaled(scale)
+            stats, sample = stats.scaled(scale), (sample / scale).to(sample.dtype)
             fold(stage, scale)
             if (source := source_name(stage)) in done:  # v_proj or up_proj, quantized a moment ago
                 weight, linear, error = done[source]
                 done[source] = weight.divide_rows(scale), linear, error
-        sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
             wanted = linear.weight.float()
             # Clipping q and k by their own errors does not help the attention scores, in which the two are multiplied.
             clip = options.clip and not name.endswith(("q_proj", "k_proj"))
             clipped = clip_weight(wanted, stats, options.bits, group_size) if clip else wanted
-            weight = rtn_quantize(clipped, options.bits, group_size)
+            weight = rtn_quantize(clipped, options.bits, group_size, look=False)
             dequantized = weight.dequantize()
             done[name] = weight, linear, _error(sample, linear, dequantized)
             linear.weight.copy_(dequantized)
@@ -116,16 +117,16 @@ def _int8_dynamic(model_stages: Iterable[Stage], options: MethodOptions) -> Iter
     for stage in model_stages:
         sample = stage.sample(ERROR_TOKENS)
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
-            module = DynamicQuantizedLinear.from_float(linear)
+            module = DynamicQuantizedLinear.from_float(linear, look=False)
             yield name, module, squared_sums(module(sample), linear(sample))
 
 
 def _int8_static(model_stages: Iterable[Stage], options: MethodOptions) -> Iterator[Replacement]:
     for stage in model_stages:
-        sample = stage.sample(ERROR_TOKENS)
+        observer = MinMaxObserver()  # layers that read the same inputs see the same range
+        sample = stage.read(observer.take, ERROR_TOKENS)  # `inputs` looks for what is not finite
         for name, linear in zip(stage.full_names, stage.linears, strict=True):
-            module = StaticQuantizedLinear.from_float(linear)
-            module.observe_all(stage.inputs)
+            module = StaticQuantizedLinear.from_float(linear, observer.qparams(), copy.copy(observer), look=False)
             yield name, module, squared_sums(module(sample), linear(sample))
 
 

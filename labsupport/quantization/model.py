@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, check_calibration, check_model, error_share, first_windows, stages
+from labsupport.lm.calibrate import (
+    NUM_STAGES,
+    HiddenStates,
+    Stage,
+    check_calibration,
+    check_model,
+    error_share,
+    first_windows,
+    stages_of,
+)
+from labsupport.lm.config import LlamaConfig
 from labsupport.numerics.checks import check_bits
+from labsupport.numerics.devices import to_host
 from labsupport.progress import progress_bar
 from labsupport.quantization.layers.dynamic import DynamicQuantizedLinear
 from labsupport.quantization.layers.int8_weight import Int8WeightLinear
 from labsupport.quantization.methods import ERROR_TOKENS, METHODS, MethodOptions
 from labsupport.quantization.report import LayerReport, QuantizationReport
-from labsupport.quantization.smoothquant import smooth_head, smooth_model
+from labsupport.quantization.smoothquant import smooth_head, smooth_layer
 
 _HEAD_WINDOWS = 4  # of calibration, to smooth the head with
 
@@ -69,21 +81,12 @@ def quantize_model(
         _check_layer(layer)
     start = time.perf_counter()
     quantized = copy.deepcopy(llama)
-    if smooth is not False:
-        quantized = smooth_model(quantized, windows, alpha=None if smooth is True else smooth)
     options = MethodOptions(bits, group_size, symmetric, act_order, static_groups, damping, clip)
-    layer_stages = stages(quantized, _windows_for(method, windows))
-    bar = progress_bar(layer_stages, method, "stage", progress, total=NUM_STAGES * len(llama.layers))
-    replacements = list(METHODS[method](bar, options))
-
-    report = QuantizationReport(method, 8 if method.startswith("int8") else bits, _bytes(model))
-    errors = torch.stack([sums for _, _, sums in replacements]).tolist()  # the host waits once for all of them
-    for (name, module, _), sums in zip(replacements, errors, strict=True):
-        linear = quantized.get_submodule(name)
-        sizes = _bytes(linear), _bytes(module)
-        report.layers.append(LayerReport(name, tuple(linear.weight.shape), *sizes, error_share(sums)))
-        parent, _, child = name.rpartition(".")
-        setattr(quantized.get_submodule(parent), child, module)
+    run = QuantizationRun.of(quantized, windows, method, options, smooth)
+    report = QuantizationReport(method, run.bits, _bytes(model))
+    with progress_bar(None, method, "stage", progress, total=NUM_STAGES * len(llama.layers)) as bar:
+        for index, layer in enumerate(quantized.layers):
+            report.layers += run.layer(index, layer, bar.update)
     if head_bits is not None:
         if smooth is not False:
             smooth_head(quantized, windows[:_HEAD_WINDOWS], None if smooth is True else smooth)
@@ -95,9 +98,64 @@ def quantize_model(
     return quantized
 
 
-def _windows_for(method: str, windows: list[Tensor]) -> list[Tensor]:
-    """All of them, unless they only serve the report's errors."""
-    return first_windows(windows, ERROR_TOKENS) if method in ("rtn", "int8_dynamic") else windows
+@dataclass
+class QuantizationRun:
+    """`quantize_model` one layer at a time, in order. What it keeps from layer to layer is ``states``.
+
+    hidden: the inputs of the next layer, as the quantized layers before it compute them
+    smooth_hidden: as the smoothed ones do, where SmoothQuant comes first
+    """
+
+    config: LlamaConfig
+    method: str
+    options: MethodOptions
+    smooth: bool | float
+    hidden: HiddenStates
+    smooth_hidden: HiddenStates | None = None
+
+    @classmethod
+    def of(
+        cls, model: Any, windows: list[Tensor], method: str, options: MethodOptions, smooth: bool | float = False
+    ) -> QuantizationRun:
+        """Before the first layer; of ``model`` only the embedding is read. For the arguments see `quantize_model`."""
+        _check_options(method, options.bits, smooth, None)
+        only_for_errors = method in ("rtn", "int8_dynamic")
+        needed = first_windows(windows, ERROR_TOKENS) if only_for_errors else windows
+        smooth_hidden = None if smooth is False else HiddenStates.of(model, windows)
+        return cls(model.config, method, options, smooth, HiddenStates.of(model, needed), smooth_hidden)
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.method.startswith("int8") else self.options.bits
+
+    @property
+    def states(self) -> list[HiddenStates]:
+        return [self.hidden] if self.smooth_hidden is None else [self.hidden, self.smooth_hidden]
+
+    @torch.no_grad()
+    def layer(self, index: int, layer: Any, after_stage: Callable[[], object] = lambda: None) -> list[LayerReport]:
+        """Quantize the next layer in place."""
+        last = index + 1 == self.config.num_layers
+        if self.smooth_hidden is not None:
+            alpha = None if self.smooth is True else self.smooth
+            smooth_layer(stages_of(layer, index, self.smooth_hidden, last), self.config, alpha)
+
+        def counted() -> Iterator[Stage]:
+            for stage in stages_of(layer, index, self.hidden, last):
+                yield stage
+                after_stage()
+
+        reports = []
+        replacements = list(METHODS[self.method](counted(), self.options))
+        errors = to_host([sums for _, _, sums in replacements])  # a GPU is waited for once for all of them
+        for (name, module, _), sums in zip(replacements, errors, strict=True):
+            own_name = name.removeprefix(f"layers.{index}.")
+            linear = layer.get_submodule(own_name)
+            sizes = _bytes(linear), _bytes(module)
+            reports.append(LayerReport(name, tuple(linear.weight.shape), *sizes, error_share(sums)))
+            parent, _, child = own_name.rpartition(".")
+            setattr(layer.get_submodule(parent), child, module)
+        return reports
 
 
 def _check_options(method: str, bits: int, smooth: bool | float, head_bits: int | None) -> None:

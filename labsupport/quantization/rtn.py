@@ -16,13 +16,18 @@ from labsupport.quantization.qweight import (
 
 
 def rtn_quantize(
-    weight: Float[Tensor, "out in"], bits: int = 4, group_size: int | None = 64, symmetric: bool = False
+    weight: Float[Tensor, "out in"],
+    bits: int = 4,
+    group_size: int | None = 64,
+    symmetric: bool = False,
+    look: bool = True,
 ) -> QuantizedWeight:
     """Quantize a weight without data: no value is wrong by more than half a step of its own row and group.
     (Symmetric: half a step plus 2**-10 of the group's largest weight, see find_scale_zero.)
 
     group_size: consecutive columns of a row that share a scale; None or -1 means the whole row (per channel). The
         last group may be smaller.
+    look: False where the weight is known to be finite: looking makes the host wait for a GPU.
 
     Raises:
         ValueError: bits outside 2..8; a weight that is not [out, in] or not finite.
@@ -31,7 +36,8 @@ def rtn_quantize(
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight must be floating point of shape [out, in], got {weight.dtype} {list(weight.shape)}")
     weight = weight.detach().float()
-    check_finite(weight, "weight")
+    if look:
+        check_finite(weight, "weight")
     in_features = weight.shape[1]
     group_size = resolve_group_size(group_size, in_features)
 

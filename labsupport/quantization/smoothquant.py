@@ -13,7 +13,7 @@ folds into normalization layers only; folding into v and up is common practice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from labsupport.lm.calibrate import NUM_STAGES, Stage, check_calibration, stages
+from labsupport.lm.calibrate import NUM_STAGES, HiddenStates, Stage, check_calibration, stages_of
 from labsupport.quantization.fold import fold
 from labsupport.quantization.int8 import quantize_rows, quantize_weight_int8
 
@@ -44,18 +44,30 @@ def smooth_model(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0..1, or be None to search for it, got {alpha}")
-    smoothed = copy.deepcopy(model)
+    smoothed: Any = copy.deepcopy(model)
     config: Any = model.config
     windows = check_calibration(calibration, config.vocab_size)
-    layer_stages: list[Stage] = []
-    for stage in stages(smoothed, windows):
-        layer_stages.append(stage)
-        if len(layer_stages) == NUM_STAGES:
-            # Backwards: the scales of o and down change rows of v and up, on which the scales before v and up depend.
-            for each in reversed(layer_stages):
-                fold(each, _stage_scale(each, config, alpha))
-            layer_stages.clear()
+    hidden, layers = HiddenStates.of(smoothed, windows), list(smoothed.layers)
+    for index, layer in enumerate(layers):
+        smooth_layer(stages_of(layer, index, hidden, last=index + 1 == len(layers)), config, alpha)
     return smoothed
+
+
+def smooth_layer(layer_stages: Iterable[Stage], config: Any, alpha: float | None) -> None:
+    """The four stages of one layer (`stages_of`), in place."""
+    seen: list[tuple[Stage, Tensor, Tensor]] = []
+    for stage in layer_stages:
+        largest = torch.zeros(stage.in_features, device=stage.linears[0].weight.device)
+        sample = stage.read(lambda x, so_far=largest: _raise_to(so_far, x), _SEARCH_TOKENS)
+        seen.append((stage, largest.to(sample.dtype), sample))
+        if len(seen) == NUM_STAGES:
+            # Backwards: the scales of o and down change rows of v and up, on which the scales before v and up depend.
+            for stage, largest, sample in reversed(seen):
+                fold(stage, _stage_scale(stage, largest, sample, config, alpha))
+
+
+def _raise_to(largest: Float[Tensor, " in"], inputs: Float[Tensor, "*lead in"]) -> None:
+    torch.maximum(largest, inputs.abs().flatten(0, -2).amax(0), out=largest)
 
 
 @torch.no_grad()
@@ -88,19 +100,18 @@ def smoothing_scale(
     return torch.where((activation_max > 0) & (weight_max > 0), scale, torch.ones_like(scale))
 
 
-def _stage_scale(stage: Stage, config: Any, alpha: float | None) -> Float[Tensor, " in"]:
-    ranges = _Ranges(
-        activation=torch.stack([batch.abs().flatten(0, -2).amax(0) for batch in stage.inputs]).amax(0),
-        weight=torch.cat(_weights(stage)).abs().amax(0),
-    )
+def _stage_scale(
+    stage: Stage, largest: Float[Tensor, " in"], sample: Float[Tensor, "n in"], config: Any, alpha: float | None
+) -> Float[Tensor, " in"]:
+    """largest: max|X_j| over all tokens; sample: some of the inputs, to search alpha on."""
+    ranges = _Ranges(largest, torch.cat(_weights(stage)).abs().amax(0))
     if "self_attn.o_proj" in stage.names:
         ranges = ranges.shared_by_query_heads(config.num_kv_heads, config.num_heads)
     if alpha is not None:
         return smoothing_scale(ranges.activation, ranges.weight, alpha)
     candidates = [smoothing_scale(ranges.activation, ranges.weight, alpha) for alpha in ALPHAS]
     candidates.append(torch.ones_like(ranges.activation))
-    sample, weights = stage.sample(_SEARCH_TOKENS), _weights(stage)
-    return best_scale(sample, weights, candidates)
+    return best_scale(sample, _weights(stage), candidates)
 
 
 def _weights(stage: Stage) -> list[Tensor]:

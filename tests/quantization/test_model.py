@@ -182,7 +182,7 @@ def test_sequential_inputs_beat_those_of_the_float_model() -> None:
         sequential = quantize(model, calibration, "gptq", 2, 16, progress=False)
         independent = copy.deepcopy(model)
         for stage in stages(model, calibration):
-            hessian = HessianAccumulator(stage.inputs[0].shape[-1])
+            hessian = HessianAccumulator(stage.in_features)
             for batch in stage.inputs:
                 hessian.add(batch)
             for name, linear in zip(stage.full_names, stage.linears, strict=True):
@@ -220,7 +220,7 @@ def test_options_reach_gptq(options: dict[str, bool], model: Any) -> None:
     assert (weight.group_index is not None) == (options.get("static_groups") is False)
     first = next(iter(stages(model, windows(64))))
     accumulator = HessianAccumulator(48)
-    accumulator.add(first.inputs[0])
+    accumulator.add(next(first.inputs))
     expected = gptq_quantize(first.linears[0].weight, accumulator.hessian, 4, 16, **options)
     assert torch.isclose(weight.dequantize(), expected.dequantize(), atol=1e-4).float().mean() > 0.99
 
@@ -282,7 +282,7 @@ def test_the_reports_error_is_that_of_the_layer(model: Any) -> None:
     calibration = windows(64, 64)
     report = quantize(model, calibration, "gptq", 3, 16, progress=False).quantization_report
     stage = next(iter(stages(model, calibration)))
-    x = torch.cat(stage.inputs).flatten(0, 1)
+    x = torch.cat(list(stage.inputs)).flatten(0, 1)
     hessian = HessianAccumulator(48)
     hessian.add(x)
     weight = stage.linears[0].weight

@@ -15,9 +15,9 @@ class DynamicQuantizedLinear(Int8Linear):
     """Every token is quantized with a scale of its own, so its result does not depend on the rest of the batch."""
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, saturation_free: bool = True) -> DynamicQuantizedLinear:
+    def from_float(cls, linear: nn.Linear, saturation_free: bool = True, look: bool = True) -> DynamicQuantizedLinear:
         """Quantize the weight, one scale per output channel; see quantize_weight_int8."""
-        return cls(*quantize_weight_int8(linear.weight, saturation_free), linear.bias)
+        return cls(*quantize_weight_int8(linear.weight, saturation_free, look), linear.bias)
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
         steps, scale = in_steps(x.float())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
@@ -47,20 +45,15 @@ class StaticQuantizedLinear(Int8Linear):
         qparams: QParams | None = None,
         observer: Observer | None = None,
         saturation_free: bool = True,
+        look: bool = True,
     ) -> StaticQuantizedLinear:
         """qparams: the inputs' 8-bit grid with one scale, if known; observer: what `observe` feeds (MinMaxObserver)."""
-        weight, scale = quantize_weight_int8(linear.weight, saturation_free)
+        weight, scale = quantize_weight_int8(linear.weight, saturation_free, look)
         return cls(weight, scale, linear.bias, qparams, observer)
 
     def observe(self, x: Float[Tensor, "... in"]) -> None:
         """Take one batch of calibration inputs into account."""
         self.observer.observe(x)
-        self._set_qparams(self.observer.qparams())
-
-    def observe_all(self, batches: Sequence[Float[Tensor, "... in"]]) -> None:
-        """The same for several batches that are known to be finite: nothing is looked at, and no GPU waited for."""
-        for batch in batches:
-            self.observer.take(batch)
         self._set_qparams(self.observer.qparams())
 
     def _set_qparams(self, qparams: QParams) -> None:
