@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from labsupport.checkpoints.command_steps import peak_megabytes
 from labsupport.lm import Llama, LlamaConfig
 from labsupport.pruning import prune_model
 from labsupport.quantization import quantize_model
@@ -60,16 +61,10 @@ def bytes_above_the_model(method: str, tokens: int, layers: int) -> int:
     windows = list(torch.randint(0, 1000, (tokens // SEQ_LEN, SEQ_LEN)))
     with torch.no_grad():
         model(windows[0][None])
-    before = peak_bytes()
+    before = int(1e6 * (peak_megabytes() or 0))
     run: Any = prune_model if method in PRUNERS else quantize_model
     run(model, windows, method, progress=False)
-    return peak_bytes() - before
-
-
-def peak_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(1e6 * (peak_megabytes() or 0)) - before
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,17 +26,36 @@ def must_be_new(out: Path) -> None:
         raise ValueError(f"--out must be a folder that does not exist yet; {out} exists")
 
 
-def load_model(model: str, device: str) -> LanguageModel:
+def load_model(model: str, device: str, on_disk: bool = False) -> LanguageModel:
+    """``on_disk``: its layers are read when they are needed, and not kept."""
     from labsupport.lm import ModelNotAvailable, load_lm
+    from labsupport.lm.by_layer import open_folder
+    from labsupport.lm.load import find_folder
 
     try:
-        lm = load_lm(model, device, verbose=False)
+        lm = open_folder(find_folder(model), device) if on_disk else load_lm(model, device, verbose=False)
     except ModelNotAvailable as error:
         raise ValueError(str(error)) from error
     except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
         raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     typer.echo(str(lm))
     return lm
+
+
+def partial(out: Path) -> Path:
+    """Where the finished layers of an unfinished run are kept."""
+    return out.with_name(f"{out.name}.partial")
+
+
+@contextmanager
+def told_if_interrupted(work: Path) -> Iterator[None]:
+    """Ctrl-C is no loss: say so. At the end of the block ``work`` is removed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: the same command goes on with the layers that {work} holds", err=True)
+        raise typer.Exit(130) from None
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def text_of(path: Path | None, part: Literal["calibration", "evaluation"]) -> str:
@@ -130,6 +153,10 @@ def write_checkpoint(
 
 def peak_megabytes() -> float | None:
     """Of this process; None on Windows."""
+    status = Path("/proc/self/status")  # Linux; what getrusage says there begins with the parent's
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    if found:
+        return int(found[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:

@@ -16,11 +16,13 @@ from labsupport.checkpoints.command_steps import (
     load_model,
     measured,
     must_be_new,
+    partial,
     rehearse,
     rehearse_float,
     said_of_calibration,
     text_of,
     token_windows,
+    told_if_interrupted,
     write_checkpoint,
 )
 from labsupport.checkpoints.options import (
@@ -71,22 +73,23 @@ def compress(
     """Quantize a model and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
-        from labsupport.quantization import quantize_model
+        from labsupport.checkpoints.streaming import quantize_by_layer
 
-        lm = load_model(model, device)
+        lm = load_model(model, device, on_disk=True)
         options: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
         options |= {"act_order": act_order, "static_groups": static_groups if act_order else None}
         options |= {"smooth": smooth}
         windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
         rehearse(lm, windows, method.value, options, format.value, dtype, kind)
-        small = quantize_model(lm.model, windows, method.value, **options)
-        report: Any = small.quantization_report
-        about: dict[str, Any] = {"method": method.value, "bits": report.bits}
-        if not method.value.startswith("int8"):
-            about |= {"group_size": group_size, "symmetric": symmetric, "act_order": act_order}
-        about |= {"bits_per_weight": report.bits_per_weight, "report": asdict(report)}
-        about |= said_of_calibration(windows, seq_len)
-        finish(lm, small, out, format, dtype, kind, about, str(report), evaluation, seq_len, evaluate)
+        with told_if_interrupted(partial(out)):
+            small = quantize_by_layer(lm, windows, method.value, options, partial(out))
+            report: Any = small.quantization_report
+            about: dict[str, Any] = {"method": method.value, "bits": report.bits}
+            if not method.value.startswith("int8"):
+                about |= {"group_size": group_size, "symmetric": symmetric, "act_order": act_order}
+            about |= {"bits_per_weight": report.bits_per_weight, "report": asdict(report)}
+            about |= said_of_calibration(windows, seq_len)
+            finish(lm, small, out, format, dtype, kind, about, str(report), evaluation, seq_len, evaluate)
 
 
 def prune(
@@ -110,20 +113,22 @@ def prune(
     """Prune a model and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
-        from labsupport.pruning import prune_llama, prune_model
+        from labsupport.checkpoints.streaming import prune_by_layer
+        from labsupport.pruning import prune_llama
 
-        lm = load_model(model, device)
+        lm = load_model(model, device, on_disk=method is not PruningMethod.neurons)
         rehearse_float(lm, format.value)
         windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
-        if method is PruningMethod.neurons:
-            if pattern is not None:
-                raise ValueError(f"--pattern is for methods that remove weights; got {pattern} and --method neurons")
-            small: Any = prune_llama(lm.model, windows, mlp_sparsity=sparsity, multiple_of=16)
-        else:
-            small = prune_model(lm.model, windows, method.value, sparsity, pattern)
-        about = {"method": method.value, "sparsity": sparsity} | ({"pattern": pattern} if pattern else {})
-        about |= said_of_calibration(windows, seq_len)
-        finish(lm, small, out, format, dtype, kind, about, str(small.pruning_report), evaluation, seq_len, evaluate)
+        with told_if_interrupted(partial(out)):
+            if method is PruningMethod.neurons:
+                if pattern is not None:
+                    raise ValueError(f"--pattern is for methods that remove weights; got {pattern} with neurons")
+                small: Any = prune_llama(lm.model, windows, mlp_sparsity=sparsity, multiple_of=16)
+            else:
+                small = prune_by_layer(lm, windows, method.value, sparsity, pattern, partial(out))
+            about = {"method": method.value, "sparsity": sparsity} | ({"pattern": pattern} if pattern else {})
+            about |= said_of_calibration(windows, seq_len)
+            finish(lm, small, out, format, dtype, kind, about, str(small.pruning_report), evaluation, seq_len, evaluate)
 
 
 def distil(

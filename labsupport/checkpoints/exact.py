@@ -34,16 +34,22 @@ def tensors(model: Llama, dtype: torch.dtype | None = None) -> tuple[dict[str, T
     found = other_weights(model, dtype)
     layers: dict[str, dict[str, Any]] = {}
     for name, layer in integer_layers(model).items():
-        layers[name] = {"layer": type(layer).__name__}
-        if isinstance(layer, QuantizedLinear):
-            layers[name] |= {"bits": layer.bits, "group_size": layer.group_size, "in_features": layer.in_features}
-        elif type(layer).__name__ not in _INT8:
-            raise ValueError(f"lm must hold layers that this package makes; {name} is a {type(layer).__name__}")
+        layers[name] = about_layer(name, layer)
         found |= {f"{blocks_prefix(name)}.{key}": value.contiguous() for key, value in layer.state_dict().items()}
     return found, {"quant_method": "labsupport", "layers": layers} if layers else {}
 
 
-def read_layers(model: Llama, weights: dict[str, Tensor], quantization: dict[str, Any]) -> dict[str, IntegerLinear]:
+def about_layer(name: str, layer: IntegerLinear) -> dict[str, Any]:
+    """What config.json says of a layer."""
+    about: dict[str, Any] = {"layer": type(layer).__name__}
+    if isinstance(layer, QuantizedLinear):
+        return about | {"bits": layer.bits, "group_size": layer.group_size, "in_features": layer.in_features}
+    if type(layer).__name__ not in _INT8:
+        raise ValueError(f"lm must hold layers that this package makes; {name} is a {type(layer).__name__}")
+    return about
+
+
+def read_layers(model: Any, weights: dict[str, Tensor], quantization: dict[str, Any]) -> dict[str, IntegerLinear]:
     """The quantized layers; their tensors are taken out of ``weights``."""
     layers: dict[str, IntegerLinear] = {}
     for name, about in quantization["layers"].items():

@@ -15,8 +15,10 @@ from labsupport.checkpoints import awq, compressed_tensors, exact, gguf, gptq, h
 from labsupport.checkpoints.card import model_card
 from labsupport.checkpoints.companions import config_json, write_companions
 from labsupport.checkpoints.layers import integer_layers
+from labsupport.checkpoints.shards import write_shards
 from labsupport.files import replacing_folder
 from labsupport.lm import LanguageModel
+from labsupport.lm.by_layer import in_memory, is_on_disk
 from labsupport.lm.folder import sha256, write_json
 from labsupport.lm.tokenizer import ByteTokenizer
 
@@ -30,6 +32,7 @@ _TENSORS: dict[str, ModuleType] = {
 FORMATS = (*_TENSORS, "gguf")
 # Their scales are float16 numbers: a bfloat16 model would round them when it is loaded.
 _HALF = ("compressed-tensors", "gptq", "awq")
+_IN_MEMORY = 250_000_000  # parameters: a model whose layers lie on disk is read as a whole, for one file, up to this
 
 
 def save(
@@ -55,6 +58,8 @@ def save(
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
+    if is_on_disk(lm.model) and (format == "gguf" or _parameters(lm) <= _IN_MEMORY):
+        lm = replace(lm, model=in_memory(lm.model))
     if kind is not None and format != "gguf":
         raise ValueError(f"kind is for format gguf; got {kind!r} and format {format}")
     with replacing_folder(folder) as temporary:
@@ -71,8 +76,15 @@ def _write_safetensors(
     lm: LanguageModel, folder: Path, format: str, dtype: torch.dtype | None, about: dict[str, Any]
 ) -> None:
     own = torch.float16 if dtype is None and format in _HALF else dtype
-    tensors, quantization = _TENSORS[format].tensors(lm.model, own)
-    config, separate = lm.model.config, "lm_head.weight" in tensors and format != "labsupport"
+    weights = folder / "model.safetensors"
+    if is_on_disk(lm.model):
+        names, quantization = write_shards(lm.model, folder, lambda part: _TENSORS[format].tensors(part, own))
+    else:
+        tensors, quantization = _TENSORS[format].tensors(lm.model, own)
+        names = set(tensors)
+        save_file(_each_its_own(tensors), weights, metadata={"format": "pt"})
+        weights.chmod((folder.stat().st_mode & 0o666) or 0o644)  # safetensors writes for the owner alone
+    config, separate = lm.model.config, "lm_head.weight" in names and format != "labsupport"
     if separate:
         config = replace(config, tie_embeddings=False)
     written = config_json(lm, config)
@@ -80,16 +92,19 @@ def _write_safetensors(
     written |= {"dtype": str(floats).removeprefix("torch."), "torch_dtype": str(floats).removeprefix("torch.")}
     if quantization:
         written["quantization_config"] = quantization
-    weights = folder / "model.safetensors"
-    save_file(_each_its_own(tensors), weights, metadata={"format": "pt"})
-    weights.chmod((folder.stat().st_mode & 0o666) or 0o644)  # safetensors writes for the owner alone
     write_json(folder / "config.json", written)
     record: dict[str, Any] = {"name": lm.name, "source": lm.source} | about
-    if not integer_layers(lm.model):
+    if not integer_layers(in_memory(lm.model, 1) if is_on_disk(lm.model) else lm.model):
         record["precision"] = lm.precision if dtype is None else str(dtype).removeprefix("torch.")
     if isinstance(lm.tokenizer, ByteTokenizer):
         record["tokenizer"] = "bytes"
-    write_json(folder / "labsupport.json", record | {"sha256": sha256(weights), "bytes": weights.stat().st_size})
+    if weights.is_file():
+        record |= {"sha256": sha256(weights), "bytes": weights.stat().st_size}
+    write_json(folder / "labsupport.json", record)
+
+
+def _parameters(lm: LanguageModel) -> int:
+    return sum(each.numel() for each in lm.model.parameters())
 
 
 def _each_its_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

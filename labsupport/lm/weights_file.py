@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,30 +22,63 @@ def read_weights(folder: Path, record: Mapping[str, Any] = {}) -> dict[str, Tens
     Raises:
         ValueError: there are no safetensors, or they are broken, or not those that ``record`` says.
     """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
-    else:
-        raise ValueError(_nothing_to_read(folder))
-    if "bytes" in record and single.stat().st_size != record["bytes"]:
-        raise ValueError(
-            f"{single.name} in {folder.name} has {single.stat().st_size:,} bytes where {record['bytes']:,} were "
-            f"written: delete the folder and load again"
-        )
     weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
+    for file in weight_files(folder, record):
+        with _named_if_broken(file):
             weights |= load_file(file)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{file.name} in {folder.name} is missing or broken: {error}") from error
     found = {name.removeprefix("model."): value for name, value in weights.items()}
     return {name: value for name, value in found.items() if not name.endswith(_RECOMPUTED)}
 
 
-def _nothing_to_read(folder: Path) -> str:
+def stored_names(
+    folder: Path, record: Mapping[str, Any] = {}
+) -> tuple[dict[str, tuple[Path, str]], dict[str, torch.Size], torch.dtype]:
+    """Of each tensor, by its name without the prefix ``model.``: its file and its name there, and its shape; and the
+    first one's dtype. No tensor is read but that one."""
+    stored: dict[str, tuple[Path, str]] = {}
+    shapes: dict[str, torch.Size] = {}
+    kind = None
+    for path in weight_files(folder, record):
+        with _named_if_broken(path), safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                if not name.endswith(_RECOMPUTED):
+                    own = name.removeprefix("model.")
+                    stored[own] = path, name
+                    shapes[own] = torch.Size(file.get_slice(name).get_shape())
+                    kind = file.get_tensor(name).dtype if kind is None else kind
+    assert kind is not None, "a file without tensors"
+    return stored, shapes, kind
+
+
+def weight_files(folder: Path, record: Mapping[str, Any] = {}) -> list[Path]:
+    """
+    Raises:
+        ValueError: there are no safetensors, or not as many bytes as ``record`` says.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if "bytes" in record and single.is_file() and single.stat().st_size != record["bytes"]:
+        raise ValueError(
+            f"{single.name} in {folder.name} has {single.stat().st_size:,} bytes where {record['bytes']:,} were "
+            f"written: delete the folder and load again"
+        )
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise ValueError(nothing_to_read(folder))
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(shards))]
+
+
+@contextmanager
+def _named_if_broken(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{file.name} in {file.parent.name} is missing or broken: {error}") from error
+
+
+def nothing_to_read(folder: Path) -> str:
+    """What to do with a folder that holds no safetensors."""
     names = {path.name for path in folder.iterdir()}
     if "adapter_config.json" in names:
         return (
@@ -69,13 +103,22 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], done: Iterable[st
     """
     own, ready = model.state_dict(), tuple(f"{name}." for name in done)
     wanted = {name: tensor.shape for name, tensor in own.items() if not name.startswith(ready)}
+    check_names(wanted, {name: tensor.shape for name, tensor in weights.items()}, folder)
+    model.load_state_dict(dict(weights), strict=False, assign=True)
+
+
+def check_names(wanted: Mapping[str, torch.Size], found: Mapping[str, torch.Size], folder: str) -> None:
+    """
+    Raises:
+        ValueError: names or shapes of tensors are not those that are wanted; the message has the first few.
+    """
     wrong = [
-        *(f"{name} is missing" for name in wanted if name not in weights),
-        *(f"{name} is not the model's" for name in weights if name not in wanted),
+        *(f"{name} is missing" for name in wanted if name not in found),
+        *(f"{name} is not the model's" for name in found if name not in wanted),
         *(
-            f"{name} has shape {list(weights[name].shape)} where {list(shape)} is described"
+            f"{name} has shape {list(found[name])} where {list(shape)} is described"
             for name, shape in wanted.items()
-            if name in weights and weights[name].shape != shape
+            if name in found and found[name] != shape
         ),
     ]
     if wrong:
@@ -83,7 +126,6 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], done: Iterable[st
         raise ValueError(
             f"folder {folder} does not hold the weights that its config.json describes: {'; '.join(wrong[:3])}{more}"
         )
-    model.load_state_dict(dict(weights), strict=False, assign=True)
 
 
 def as_dtype(name: str, value: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from labsupport.lm.by_layer import in_memory, is_on_disk
 from labsupport.lm.calibrate import check_calibration, check_model
 from labsupport.lm.config import LlamaConfig
 from labsupport.lm.model import Llama
@@ -158,6 +159,8 @@ def _group(names: list[str], keep: Tensor) -> GroupReport:
 
 def with_layers(model: Llama, kept: Sequence[int]) -> Llama:
     """A copy with these layers only, in this order."""
+    if is_on_disk(model):
+        model = in_memory(model, max(kept) + 1)
     state = {}
     for name, value in model.state_dict().items():
         parts = name.split(".", 2)

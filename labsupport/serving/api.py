@@ -72,7 +72,7 @@ def create_app(
         api_keys: keys that give access to `/v1/`; none: everybody has access.
         max_body_bytes: larger requests are answered 413.
         drain_seconds: how long running requests may take to finish when the server stops; then they are cancelled.
-        template: turns a chat into a prompt; None: chosen by the tokenizer (chat_template.py).
+        template: turns a chat into a prompt; None: the model's own, else chosen by the tokenizer (chat_template.py).
         keys_everywhere: `/health`, `/metrics` and `/docs` need a key too.
         allowed_hosts: names that a ``Host`` header may have (access.py); none: any.
         cors_origins: pages, such as ``https://example.org``, whose scripts may use the API from a browser; none: none.

@@ -12,6 +12,7 @@ from labsupport.serving.keys import read_keys
 from labsupport.serving.options import (
     AllowedHosts,
     ApiKeyFile,
+    ChatTemplateFile,
     CorsOrigin,
     DrainSeconds,
     Host,
@@ -57,6 +58,7 @@ def serve(
     max_model_len: MaxModelLen = None,
     block_size: Annotated[int, typer.Option(min=1, help="Tokens per block of the KV cache.")] = 16,
     num_blocks: NumBlocks = None,
+    chat_template: ChatTemplateFile = None,
     api_key_file: ApiKeyFile = None,
     keys_everywhere: KeysEverywhere = False,
     allowed_hosts: AllowedHosts = None,
@@ -83,12 +85,14 @@ def serve(
 
         keys = read_keys(api_key_file)
         backend: Backend
+        template = None  # the model's own
         if engine is Engine.vllm:
             from labsupport.serving.vllm_backend import VLLMBackend
 
             if quantization is not None:
                 raise ValueError("--quantization is for the course's engine: name a model that is already compressed")
-            for name, given in (("--num-blocks", num_blocks), ("--threads", threads)):
+            own = (("--num-blocks", num_blocks), ("--threads", threads), ("--chat-template", chat_template))
+            for name, given in own:
                 if given is not None:
                     raise ValueError(f"{name} is for the course's engine: with vLLM, use its own --vllm-option")
             options = {"block_size": block_size} if block_size != 16 else {}
@@ -101,6 +105,7 @@ def serve(
 
             from labsupport.inference import LLMEngine
             from labsupport.lm import ModelNotAvailable
+            from labsupport.serving.jinja_template import template_of
 
             if threads is not None:
                 torch.set_num_threads(threads)
@@ -110,10 +115,14 @@ def serve(
                 raise ValueError(str(error)) from error
             llm = LLMEngine(lm, max_num_seqs, block_size, num_blocks, max_model_len=max_model_len)
             backend = EngineThread.of(llm, max_waiting)
+            if chat_template is not None:
+                source = chat_template.read_text(encoding="utf-8")
+                template = template_of(lm, source, str(chat_template))
             cache = f"{llm.cache.num_blocks} blocks of {block_size} tokens"
             typer.echo(f"KV cache of {cache}; {max_num_seqs} requests at a time, {max_waiting} waiting")
         app = create_app(
             backend,
+            template=template,
             api_keys=keys,
             drain_seconds=drain_seconds,
             keys_everywhere=keys_everywhere,

@@ -23,6 +23,7 @@ from labsupport.inference.sampling import SamplingParams
 from labsupport.inference.stats import EngineStats
 from labsupport.serving.admission import NOT_RUNNING, SHUTTING_DOWN, Admission
 from labsupport.serving.backend import Backend, GenerationFailed, Unavailable
+from labsupport.serving.jinja_template import template_of
 from labsupport.serving.mailbox import Delivery, Mailbox, accepted, deliver, is_last
 
 logger = logging.getLogger("labsupport.serving")
@@ -51,6 +52,7 @@ class EngineThread:
         self.engine, self.tokenizer = engine, engine.tokenizer
         self.model_name: str = model_name or engine.lm.name
         self.max_model_len: int = min(engine.max_model_len, engine.cache.num_blocks * engine.cache.block_size)
+        self.template: Any = template_of(engine.lm) if getattr(engine.lm, "folder", None) else None
         self.stall_seconds = stall_seconds
         max_num_seqs: int = engine.scheduler.max_num_seqs
         self.admission = Admission(max_num_seqs, max_num_seqs + max_waiting)

@@ -18,6 +18,9 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets othe
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Requests that an engine runs at the same time.")]
 MaxModelLen = Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer together.")]
+ChatTemplateFile = Annotated[
+    Path | None, typer.Option("--chat-template", help="A Jinja template; default: the one that lies with the model.")
+]
 NumBlocks = Annotated[int | None, typer.Option(min=1, help="Blocks of the KV cache; default: by free memory.")]
 ApiKeyFile = Annotated[
     Path | None,

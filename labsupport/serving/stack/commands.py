@@ -109,6 +109,7 @@ def api(
         from labsupport.serving.access import default_hosts
         from labsupport.serving.api import create_app
         from labsupport.serving.connection import Limits
+        from labsupport.serving.jinja_template import template_of
         from labsupport.serving.keys import read_keys
         from labsupport.serving.logs import configure_logs
         from labsupport.serving.server import run
@@ -117,6 +118,7 @@ def api(
 
         keys = read_keys(api_key_file)
         lm = load_lm(model)
+        template = template_of(lm)
         tokenizer, name, longest = lm.tokenizer, lm.name, lm.model.config.max_positions
         del lm  # only the workers need its weights
         backend = RedisBackend(RequestQueue(redis_url), tokenizer, name, max_model_len or longest, max_in_flight)
@@ -124,6 +126,7 @@ def api(
         configure_logs()
         app = create_app(
             backend,
+            template=template,
             api_keys=keys,
             drain_seconds=drain_seconds,
             keys_everywhere=keys_everywhere,
