@@ -26,19 +26,28 @@ def must_be_new(out: Path) -> None:
         raise ValueError(f"--out must be a folder that does not exist yet; {out} exists")
 
 
-def load_model(model: str, device: str, on_disk: bool = False) -> LanguageModel:
-    """``on_disk``: its layers are read when they are needed, and not kept."""
+def load_model(model: str, device: str, dtype: Dtype | None = None, on_disk: bool = False) -> LanguageModel:
+    """``dtype``: on a GPU, of the arithmetic, too. ``on_disk``: its layers are read when needed, and not kept."""
+    from labsupport.device import choose_device, choose_dtype, describe
     from labsupport.lm import ModelNotAvailable, load_lm
     from labsupport.lm.by_layer import open_folder
     from labsupport.lm.load import find_folder
 
     try:
-        lm = open_folder(find_folder(model), device) if on_disk else load_lm(model, device, verbose=False)
+        place = choose_device(device)
+        precision = choose_dtype(place, None if place.type == "cpu" or dtype is None else dtype.value)
+    except ValueError as error:
+        raise ValueError(f"--device {device}: {error}") from error
+    try:
+        if on_disk:
+            lm = open_folder(find_folder(model), place, precision)
+        else:
+            lm = load_lm(model, place, precision, verbose=False)
     except ModelNotAvailable as error:
         raise ValueError(str(error)) from error
     except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
         raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    typer.echo(str(lm))
+    typer.echo(f"{lm}; on {describe(place)}")
     return lm
 
 

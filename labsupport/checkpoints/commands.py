@@ -28,6 +28,7 @@ from labsupport.checkpoints.command_steps import (
 from labsupport.checkpoints.options import (
     Calibration,
     Device,
+    Dtype,
     Evaluate,
     Evaluation,
     Format,
@@ -68,14 +69,14 @@ def compress(
     evaluate: Evaluate = False,
     dtype: StoredAs = None,
     kind: GgufKind = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Quantize a model and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
         from labsupport.checkpoints.streaming import quantize_by_layer
 
-        lm = load_model(model, device, on_disk=True)
+        lm = load_model(model, device, dtype, on_disk=True)
         options: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
         options |= {"act_order": act_order, "static_groups": static_groups if act_order else None}
         options |= {"smooth": smooth}
@@ -108,7 +109,7 @@ def prune(
     evaluate: Evaluate = False,
     dtype: StoredAs = None,
     kind: GgufKind = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Prune a model and write it as a checkpoint."""
     with errors_as_one_line():
@@ -116,7 +117,7 @@ def prune(
         from labsupport.checkpoints.streaming import prune_by_layer
         from labsupport.pruning import prune_llama
 
-        lm = load_model(model, device, on_disk=method is not PruningMethod.neurons)
+        lm = load_model(model, device, dtype, on_disk=method is not PruningMethod.neurons)
         rehearse_float(lm, format.value)
         windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
         with told_if_interrupted(partial(out)):
@@ -146,7 +147,7 @@ def distil(
     evaluate: Evaluate = False,
     dtype: StoredAs = None,
     kind: GgufKind = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Remove neurons, let the smaller model learn from the untouched one, and write it as a checkpoint."""
     with errors_as_one_line():
@@ -154,7 +155,7 @@ def distil(
         from labsupport.distillation import recover as recovery
         from labsupport.progress import progress_bar
 
-        lm = load_model(model, device)
+        lm = load_model(model, device, dtype or Dtype.float32)  # in which it is trained
         rehearse_float(lm, format.value)
         recipe = recovery.Recipe(mlp_sparsity, steps=steps, batch_size=8, learning_rate=learning_rate)
         small = recovery.prune_for(lm, recipe)
@@ -179,10 +180,11 @@ def perplexity(
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text file; default: the course's evaluation text.")] = None,
     sequences: Annotated[int, typer.Option(min=1, help="How many windows are read at most.")] = 8,
     seq_len: SeqLen = 512,
-    device: Device = "cpu",
+    device: Device = "auto",
+    dtype: StoredAs = None,
 ) -> None:
     """Measure how well a checkpoint predicts a text."""
     with errors_as_one_line():
-        lm = load_model(model, device)
+        lm = load_model(model, device, dtype)
         found = measured(lm, lm.model, text_of(text, "evaluation"), seq_len, sequences)
         typer.echo(f"perplexity {found:.3f}")

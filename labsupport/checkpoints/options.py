@@ -51,7 +51,12 @@ Model = Annotated[str, typer.Argument(help="tiny, smollm2-135m, or a folder with
 Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")]
 OutFormat = Annotated[Format, typer.Option("--format", help="Who is to read it; see labsupport.checkpoints.")]
 StoredAs = Annotated[
-    Dtype | None, typer.Option("--dtype", help="Of what stays float; default: see labsupport.checkpoints.")
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        help="Of what stays float: in the arithmetic of a GPU (default: bfloat16, on old ones float16; a CPU computes "
+        "in float32), and in what is written (default: see labsupport.checkpoints).",
+    ),
 ]
 GgufKind = Annotated[Kind | None, typer.Option("--kind", help="gguf: how float matrices are stored; default: Q8_0.")]
 Calibration = Annotated[Path | None, typer.Option(help="A UTF-8 text file; default: the course's calibration text.")]
@@ -59,4 +64,4 @@ Evaluation = Annotated[Path | None, typer.Option(help="A UTF-8 text file; defaul
 Sequences = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 SeqLen = Annotated[int, typer.Option(min=2, help="Tokens per sequence.")]
 Evaluate = Annotated[bool, typer.Option(help="Measure the perplexity before and after.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps, ...")]

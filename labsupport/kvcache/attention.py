@@ -19,6 +19,7 @@ from torch import Tensor
 from labsupport.kvcache.grouped import decode_weights, grouped_attention, real_tokens
 from labsupport.lm.cache import visible
 from labsupport.numerics.devices import from_host
+from labsupport.quantization.fast.probes import has_triton
 
 
 def block_by_block_attention(
@@ -92,6 +93,8 @@ class PagedStep:
     write_rows: Int64[Tensor, " new*num_kv_heads"]
     write_from: tuple[Tensor, Tensor] | None  # row and column of the tokens that are not padding; None: there is none
     value_sum: ValueSum | None  # None: several new tokens, and values are gathered like keys
+    table: Int64[Tensor, "batch blocks"]  # padded with zeros
+    lengths: Int64[Tensor, " batch"]  # the new tokens included
 
     @staticmethod
     def plan(
@@ -129,8 +132,9 @@ class PagedStep:
         mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
         value_sum = ValueSum.plan(rows, ends, num_heads, ragged) if time == 1 else None
         return PagedStep(
-            total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum
-        )
+            total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum, table,
+            from_host(ends, device),
+        )  # fmt: skip
 
     def store(
         self,
@@ -181,6 +185,12 @@ class PagedStep:
         else:
             gathered = torch.index_select(table, 0, self.block_rows, out=scratch[: rows * width].view(rows, width))
         return gathered.view(batch, num_kv_heads, -1, head_dim)[:, :, : self.total]
+
+
+def by_kernel(step: PagedStep, query: Tensor, window: int | None, block_size: int) -> bool:
+    """Whether triton_attention.py computes it: one new token a sequence, on a CUDA GPU."""
+    whole = window is None or window >= step.total
+    return query.is_cuda and query.shape[2] == 1 and whole and block_size & (block_size - 1) == 0 and has_triton()
 
 
 @dataclass(frozen=True)

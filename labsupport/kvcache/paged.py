@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from labsupport.kvcache.attention import PagedStep
+from labsupport.kvcache.attention import PagedStep, by_kernel
 from labsupport.kvcache.grouped import grouped_attention
 from labsupport.kvcache.tables import BlockTables
 from labsupport.lm import Llama
@@ -133,6 +133,10 @@ class PagedKVCache(BlockTables):
         if step.from_empty:
             return grouped_attention(query, key, value, *step.mask_within(window, key.shape[2]))
         keys, values = self.blocks[layer_index]
+        if by_kernel(step, query, window, self.block_size):
+            from labsupport.kvcache.triton_attention import paged_decode_attention
+
+            return paged_decode_attention(query[:, :, 0], keys, values, step.table, step.lengths)[:, :, None]
         size = len(step.block_rows) * self.block_size * self.head_dim
         if self._scratch.numel() < size:  # all layers gather into it: fresh memory for each costs more than gathering
             with torch.inference_mode(False):

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from labsupport.kvcache.attention import PagedStep
+from labsupport.kvcache.attention import PagedStep, by_kernel
 from labsupport.kvcache.contiguous import KVCache, Step
 from labsupport.kvcache.grouped import grouped_attention
 from labsupport.kvcache.paged import PagedKVCache
@@ -140,6 +140,13 @@ class QuantizedPagedKVCache(PagedKVCache):
         window: int | None = None,
     ) -> Float[Tensor, "batch num_heads time head_dim"]:
         self.store(layer_index, step, key, value)
+        if self.bits == 8 and by_kernel(step, query, window, self.block_size):
+            from labsupport.kvcache.triton_attention import paged_decode_attention
+
+            (keys, values), scales = self.codes[layer_index], self.scales[layer_index]
+            rotated = rotate_heads(query, self.hadamard)[:, :, 0]
+            context = paged_decode_attention(rotated, keys, values, step.table, step.lengths, *scales)
+            return rotate_heads(context, self.hadamard)[:, :, None]
         key, value = (
             self._dequantize(*(step.gather(each[layer_index, which], len(query)) for each in self._storage()))
             for which in range(2)

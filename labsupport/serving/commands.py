@@ -14,6 +14,7 @@ from labsupport.serving.options import (
     ApiKeyFile,
     ChatTemplateFile,
     CorsOrigin,
+    Device,
     DrainSeconds,
     Host,
     KeysEverywhere,
@@ -23,6 +24,7 @@ from labsupport.serving.options import (
     Model,
     NumBlocks,
     Port,
+    Precision,
     Quantization,
     Threads,
     VLLMOption,
@@ -66,6 +68,8 @@ def serve(
     max_connections: MaxConnections = 1000,
     drain_seconds: DrainSeconds = 30.0,
     threads: Threads = None,
+    device: Device = "auto",
+    dtype: Precision = None,
     engine: Annotated[Engine, typer.Option(help="vllm: needs vLLM, and serves any model that it supports.")] = (
         Engine.labsupport
     ),
@@ -91,7 +95,10 @@ def serve(
 
             if quantization is not None:
                 raise ValueError("--quantization is for the course's engine: name a model that is already compressed")
-            own = (("--num-blocks", num_blocks), ("--threads", threads), ("--chat-template", chat_template))
+            own = (
+                ("--num-blocks", num_blocks), ("--threads", threads), ("--chat-template", chat_template),
+                ("--device", None if device == "auto" else device), ("--dtype", dtype),
+            )  # fmt: skip
             for name, given in own:
                 if given is not None:
                     raise ValueError(f"{name} is for the course's engine: with vLLM, use its own --vllm-option")
@@ -110,7 +117,7 @@ def serve(
             if threads is not None:
                 torch.set_num_threads(threads)
             try:
-                lm = load(model, quantization, bits, group_size)
+                lm = load(model, quantization, bits, group_size, device, dtype)
             except ModelNotAvailable as error:
                 raise ValueError(str(error)) from error
             llm = LLMEngine(lm, max_num_seqs, block_size, num_blocks, max_model_len=max_model_len)

@@ -61,6 +61,19 @@ VLLMOption = Annotated[
 ]
 
 
+class Dtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps, ...")]
+Precision = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Of the arithmetic; default: float32, on GPUs bfloat16, on old ones float16."),
+]
+
+
 class Quantization(StrEnum):
     rtn = "rtn"
     gptq = "gptq"
@@ -88,16 +101,26 @@ def vllm_options(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def load(model: str, quantization: Quantization | None, bits: int, group_size: int) -> LanguageModel:
+def load(
+    model: str,
+    quantization: Quantization | None,
+    bits: int,
+    group_size: int,
+    device: str = "cpu",
+    dtype: Dtype | None = None,
+) -> LanguageModel:
     """The model, compressed if requested. Prints what it loads."""
     from dataclasses import replace
 
     import torch
 
+    from labsupport.device import choose_device, choose_dtype, describe
     from labsupport.lm import corpus, load_lm
     from labsupport.quantization import quantize_model
 
-    lm = load_lm(model)
+    place = choose_device(device)
+    lm = load_lm(model, place, choose_dtype(place, None if dtype is None else dtype.value))
+    typer.echo(f"on {describe(place)}")
     if quantization is None:
         return lm
     tokens = torch.tensor(lm.tokenizer.encode(corpus("calibration")), dtype=torch.int64)

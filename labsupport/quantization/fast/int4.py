@@ -3,6 +3,7 @@
 The first kernel in the table that supports the weight is used; where there is none, the layer dequantizes:
 
     Int4Cuda     CUDA, Ampere or newer, bfloat16                       aten._weight_int4pack_mm
+    Int4Triton   CUDA, any other GPU or size                           triton_int4.py
     Int4Numba    CPUs, if Numba is installed                           numba_int4.py
     Int4Cpu      x86 CPUs: float32 on AVX-512, bfloat16 activations
                  on AVX2                                               aten._weight_int4pack_mm_for_cpu
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from labsupport.numerics.packing import pack, unpack
 from labsupport.quantization.fast import probes
 from labsupport.quantization.fast.probes import WEIGHT_ONLY_ROWS
 from labsupport.quantization.qweight import QuantizedWeight, dequantize_groups
@@ -166,7 +168,30 @@ class Int4Cuda(_Int4Pack):
         return torch.ops.aten._weight_int4pack_mm(x.contiguous(), self.packed, self.group_size, scales_and_zeros)
 
 
-INT4_WEIGHT_KERNELS: tuple[type[Int4Kernel], ...] = (Int4Cuda, Int4Numba, Int4Cpu)
+class Int4Triton(Int4Kernel):
+    """Reads the weight as it is stored: GPUs without bfloat16, such as a T4, and sizes that PyTorch's kernel refuses."""
+
+    def __init__(self, weight: QuantizedWeight, order: Int[Tensor, " in"] | None = None) -> None:
+        super().__init__(weight)
+        self.packed = weight.packed if order is None else pack(_codes(weight, order), 4, look=False)
+        self.scale, self.zero_point = weight.scale, weight.zero_point.to(torch.uint8)
+
+    @staticmethod
+    def supports(weight: QuantizedWeight) -> bool:
+        return weight.packed.is_cuda and weight.group_size % 2 == 0 and probes.has_triton()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        from labsupport.quantization.fast.triton_int4 import int4_matmul
+
+        if x.shape[0] > WEIGHT_ONLY_ROWS:
+            return F.linear(x, self.dequantize().to(x.dtype))
+        return int4_matmul(x, self.packed, self.scale, self.zero_point, self.group_size)
+
+    def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
+        return unpack(self.packed, 4, self.in_features), self.scale, self.zero_point
+
+
+INT4_WEIGHT_KERNELS: tuple[type[Int4Kernel], ...] = (Int4Cuda, Int4Triton, Int4Numba, Int4Cpu)
 
 
 def _codes(weight: QuantizedWeight, order: Tensor | None) -> UInt8[Tensor, "out in"]:

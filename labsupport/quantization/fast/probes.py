@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ def has_numba() -> bool:
     except (ImportError, RuntimeError):  # missing, too old for the installed NumPy, or no place to cache compiled code
         return False
     return True
+
+
+@cache
+def has_triton() -> bool:
+    """Whether there is a CUDA GPU, and Triton to compile for it (it comes with PyTorch's CUDA builds)."""
+    return torch.cuda.is_available() and find_spec("triton") is not None
 
 
 def avx2_at_most() -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from labsupport.quantization.fast.int8 import Int8Kernel, int8_kernel
-from labsupport.quantization.fast.probes import has_numba
+from labsupport.quantization.fast.int8 import Int8Kernel, IntMM, int8_kernel
+from labsupport.quantization.fast.probes import has_numba, has_triton
 from labsupport.quantization.int8 import in_steps, quantize_weight_int8
 from labsupport.quantization.layers.int8 import Int8Linear
 
@@ -20,6 +20,10 @@ class DynamicQuantizedLinear(Int8Linear):
         return cls(*quantize_weight_int8(linear.weight, saturation_free, look), linear.bias)
 
     def _matmul(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
+        if x.is_cuda and has_triton() and not IntMM.supports(self.weight):  # sizes that PyTorch's kernel refuses
+            from labsupport.quantization.fast.triton_int8 import int8_matmul, quantize_tokens
+
+            return int8_matmul(*quantize_tokens(x), self.weight, self.weight_scale, x.dtype)
         steps, scale = in_steps(x.float())
         sums, weight_scale = self._packed_kernel()(steps), self._buffers["weight_scale"]
         assert weight_scale is not None
