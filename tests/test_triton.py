@@ -1,4 +1,7 @@
-"""The Triton kernels in Triton's interpreter, which needs no GPU, against the readable forms: `make test-triton`."""
+"""The Triton kernels against the readable forms: in Triton's interpreter, which needs no GPU (`make test-triton`), or
+compiled, on a CUDA GPU."""
+
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.triton
-if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs Triton, with TRITON_INTERPRET=1: `make test-triton`", allow_module_level=True)
+pytestmark = [pytest.mark.triton, pytest.mark.gpu]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if importlib.util.find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()):
+    pytest.skip("needs Triton, and TRITON_INTERPRET=1 or a CUDA GPU: `make test-triton`", allow_module_level=True)
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
-from labsupport.kvcache import PagedKVCache, QuantizedPagedKVCache, paged, quantized
+import labsupport.kvcache.paged as paged
+import labsupport.kvcache.quantized as quantized
 from labsupport.kvcache.attention import PagedStep, block_by_block_attention
 from labsupport.kvcache.quantized import dequantize_heads, quantize_heads
 from labsupport.kvcache.triton_attention import paged_decode_attention
@@ -38,7 +44,7 @@ SHAPES = [
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def assert_near(given: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
@@ -76,8 +82,8 @@ def test_int8(shape: tuple[int, int]) -> None:
 
 
 def test_int8_sums_are_exact() -> None:
-    ones = torch.full((16, 4096), 127, dtype=torch.int8)
-    product = int8_matmul(ones, torch.ones(16, 1), ones, torch.ones(16), torch.float32)
+    ones = torch.full((16, 4096), 127, dtype=torch.int8, device=DEVICE)
+    product = int8_matmul(ones, torch.ones(16, 1, device=DEVICE), ones, torch.ones(16, device=DEVICE), torch.float32)
     assert (product == 127 * 127 * 4096).all()
 
 
@@ -86,7 +92,7 @@ def test_int8_sums_are_exact() -> None:
 def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, bits: int | None, block_size: int) -> None:
     lengths, num_blocks = [1, block_size, 3 * block_size - 1, 2], 12
     keys, values = (normal(num_blocks, num_kv_heads, block_size, head_dim, seed=seed) for seed in (2, 3))
-    tables = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(4)).view(4, 3)
+    tables = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(4)).view(4, 3).to(DEVICE)
     query = normal(4, num_heads, head_dim, seed=5)
     scales: list[Tensor] = []
     held = keys, values
@@ -95,7 +101,7 @@ def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, bits: int |
         held, scales = (key_codes, value_codes), [key_scales, value_scales]
         keys, values = (dequantize_heads(*each, bits, head_dim) for each in zip(held, scales, strict=True))
     for dtype in (torch.float32, torch.float16):
-        given = paged_decode_attention(query.to(dtype), *held, tables, torch.tensor(lengths), *scales)
+        given = paged_decode_attention(query.to(dtype), *held, tables, torch.tensor(lengths, device=DEVICE), *scales)
         for row, length in enumerate(lengths):
             exact = query[row].to(dtype).float()[:, None]
             wanted = block_by_block_attention(exact, keys, values, tables[row].tolist(), length)[:, 0]
@@ -114,19 +120,20 @@ def test_bad_input_is_told() -> None:
 
 
 def test_caches_attend_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where `by_kernel` chooses them."""
+    """On a GPU `by_kernel` chooses so."""
     tables = [[4, 1], [2, 0], [3, 5]]
     for cache in (
-        PagedKVCache(1, 6, 4, 2, 8, enable_prefix_caching=False),
-        QuantizedPagedKVCache(1, 6, 4, 2, 8, enable_prefix_caching=False, bits=8),
+        paged.PagedKVCache(1, 6, 4, 2, 8, device=DEVICE, enable_prefix_caching=False),
+        quantized.QuantizedPagedKVCache(1, 6, 4, 2, 8, device=DEVICE, enable_prefix_caching=False, bits=8),
     ):
-        for step in (PagedStep.plan(tables, [0, 0, 0], [6, 3, 5], 6, 4, 2, 4, cache.device),):
-            cache.store(0, step, normal(3, 2, 6, 8), normal(3, 2, 6, 8, seed=1))
+        first = PagedStep.plan(tables, [0, 0, 0], [6, 3, 5], 6, 4, 2, 4, cache.device)
+        cache.store(0, first, normal(3, 2, 6, 8), normal(3, 2, 6, 8, seed=1))
         step = PagedStep.plan(tables, [6, 3, 5], [1, 1, 1], 1, 4, 2, 4, cache.device)
         query, key, value = normal(3, 4, 1, 8, seed=2), normal(3, 2, 1, 8, seed=3), normal(3, 2, 1, 8, seed=4)
-        wanted = cache.attend(0, step, query, key, value)
-        with monkeypatch.context() as patch:
+        found = []
+        for chosen in (False, True):
             for module in (paged, quantized):
-                patch.setattr(module, "by_kernel", lambda *_: True)
-            given = cache.attend(0, step, query, key, value)
+                monkeypatch.setattr(module, "by_kernel", lambda *_, chosen=chosen: chosen)
+            found.append(cache.attend(0, step, query, key, value))
+        wanted, given = found
         assert torch.allclose(given, wanted, atol=1e-5)

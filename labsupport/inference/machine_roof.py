@@ -23,7 +23,7 @@ def measure_roofline(lm: LanguageModel, length: int = 128) -> pd.DataFrame:
     "share of the roof" is the least time that the machine allows, over the time measured. The last two columns are the
     machine, the same in all rows (`machine_of`).
     """
-    machine = measure_machine(weight_bytes(lm.model.config, 4))
+    machine = measure_machine(weight_bytes(lm.model.config, 4), device=lm.model.embed_tokens.weight.device)
     rows = {}
     for name, cost in step_costs(lm, length).items():
         number = int(name.split()[-1 if name.startswith("decode") else -2])

@@ -132,8 +132,8 @@ class PagedStep:
         mask = None if (time == 1 and not ragged) or from_empty else visible(positions, total)
         value_sum = ValueSum.plan(rows, ends, num_heads, ragged) if time == 1 else None
         return PagedStep(
-            total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum, table,
-            from_host(ends, device),
+            total, positions, from_empty, mask, block_rows.flatten(), write_rows.flatten(), write_from, value_sum,
+            table, from_host(ends, device),
         )  # fmt: skip
 
     def store(

@@ -8,7 +8,6 @@ are linear in the width. For the t-th token, one layer of a Llama with multi-hea
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
@@ -16,6 +15,7 @@ import torch
 
 from labsupport.kvcache.sizes import count_at_least, exact_bytes, kv_bytes_per_token, parameters
 from labsupport.lm.config import LlamaConfig
+from labsupport.timing import by_wall_clock
 
 
 @dataclass(frozen=True)
@@ -188,21 +188,26 @@ def generation_seconds(
 
 
 def measure_machine(
-    working_set_bytes: int = 2**28, dtype: torch.dtype = torch.float32, seconds: float = 1.0
+    working_set_bytes: int = 2**28,
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> Machine:
-    """Bytes per second of matrix times vector, FLOPs per second of a large matrix product: torch on a CPU, all threads.
+    """Bytes per second of matrix times vector, FLOPs per second of a large matrix product: torch on ``device``, of a
+    CPU all threads.
 
     The best of the runs that fit into `seconds`: other work on the machine can only slow a run down.
     working_set_bytes: size of that matrix. For a small model, pass its `weight_bytes`: whatever fits a processor's
     cache is read several times as fast as main memory.
     """
     rows = max(1, count_at_least("working_set_bytes", working_set_bytes) // (1024 * dtype.itemsize))
-    matrix, vector = torch.ones(rows, 1024, dtype=dtype), torch.ones(1024, dtype=dtype)
-    square = torch.ones(1024, 1024, dtype=dtype)
+    size = 1024 if torch.device(device).type == "cpu" else 4096  # a GPU has done with 1024 before it is really at work
+    matrix, vector = (torch.ones(*shape, dtype=dtype, device=device) for shape in ((rows, 1024), (1024,)))
+    square = torch.ones(size, size, dtype=dtype, device=device)
     with torch.no_grad():
         reading = _fastest(lambda: torch.mv(matrix, vector), seconds / 2)
         multiplying = _fastest(lambda: torch.mm(square, square), seconds / 2)
-    return Machine(matrix.nbytes / reading, 2 * 1024**3 / multiplying)
+    return Machine(matrix.nbytes / reading, 2 * size**3 / multiplying)
 
 
 def _fastest(function: Callable[[], object], seconds: float) -> float:
@@ -210,7 +215,5 @@ def _fastest(function: Callable[[], object], seconds: float) -> float:
     function()
     runs: list[float] = []
     while len(runs) < 2 or sum(runs) < seconds:
-        started = time.perf_counter()
-        function()
-        runs.append(time.perf_counter() - started)
+        runs.append(by_wall_clock(function) / 1e3)
     return min(runs)

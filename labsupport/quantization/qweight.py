@@ -222,8 +222,7 @@ def _check_grid(codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gri
             raise ValueError(f"{name} must have shape [out, groups] = {list(grid)}, got {list(tensor.shape)}")
     if scale.numel() == 0:
         return True
-    low, high = zero_point.aminmax()
-    inside = (low >= 0) & (high < 2**bits)
+    inside = ((zero_point >= 0) & (zero_point < 2**bits)).all()
     whole = (zero_point == zero_point.round()).all() if zero_point.is_floating_point() else torch.ones_like(inside)
     fits = codes.amax() < 2**bits if codes.numel() else torch.ones_like(inside)
     half = (scale.half().to(scale.dtype) == scale).all()
@@ -233,7 +232,7 @@ def _check_grid(codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gri
         check_finite(scale, "scale")
         raise ValueError(f"scale must be positive, got {float(scale.min())}")
     if not inside:
-        raise ValueError(f"zero_point must lie in 0..{2**bits - 1}, got {low}..{high}")
+        raise ValueError(f"zero_point must lie in 0..{2**bits - 1}, got {zero_point.min()}..{zero_point.max()}")
     if not whole:
         raise ValueError("zero_point must hold integers")
     if not fits:

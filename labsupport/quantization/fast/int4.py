@@ -169,7 +169,7 @@ class Int4Cuda(_Int4Pack):
 
 
 class Int4Triton(Int4Kernel):
-    """Reads the weight as it is stored: GPUs without bfloat16, such as a T4, and sizes that PyTorch's kernel refuses."""
+    """Reads the weight as it is stored: on GPUs without bfloat16, such as a T4, and at sizes that Int4Cuda refuses."""
 
     def __init__(self, weight: QuantizedWeight, order: Int[Tensor, " in"] | None = None) -> None:
         super().__init__(weight)

@@ -1,8 +1,8 @@
 """int8 activations times int8 weights (W8A8) on a GPU, in Triton: one scale a token, one a row of the weight.
 
-Tensor cores multiply int8 and sum in int32, exactly. Both scales are applied once, to the sums, in the same program that
-made them: the int32 sums are never written to memory, which `torch._int_mm` with a multiplication after it must do. The
-activations come as floats and are quantized first, token by token (`quantize_tokens`).
+Tensor cores multiply int8 and sum in int32, exactly. Both scales are applied once, to the sums, in the same program
+that made them: the int32 sums are never written to memory, which `torch._int_mm` with a multiplication after it must
+do. The activations come as floats and are quantized first, token by token (`quantize_tokens`).
 Dettmers et al. 2022, "LLM.int8()", https://arxiv.org/abs/2208.07339, section 2; Tillet et al. 2019, "Triton".
 """
 
