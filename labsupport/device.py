@@ -61,7 +61,7 @@ def choose_dtype(device: str | torch.device, name: str | torch.dtype | None = No
 
 
 def describe(device: str | torch.device) -> str:
-    """One line for readers: "cuda: NVIDIA T4, 15 GiB", "cpu: x86_64, 2 threads"."""
+    """One line for readers: "cuda: NVIDIA T4, 15 GiB", "cpu: x86_64, 2 thread(s)"."""
     import torch
 
     device = torch.device(device)
@@ -69,7 +69,7 @@ def describe(device: str | torch.device) -> str:
         properties: Any = torch.cuda.get_device_properties(device)
         return f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "cpu":
-        return f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"
+        return f"cpu: {platform.machine()}, {torch.get_num_threads()} thread(s)"
     return str(device)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labsupport.device import choose_device, describe
 from labsupport.files import write_atomically
 from labsupport.lm.folder import LanguageModel
 from labsupport.lm.load import load_lm
@@ -35,7 +36,7 @@ def optional_smollm2(wanted: bool) -> LanguageModel | None:
     """
     wanted = {"0": False, "1": True}.get(os.environ.get(SWITCH, ""), wanted)
     if wanted:
-        return load_lm("smollm2-135m")
+        return load_lm("smollm2-135m", choose_device())
     print("SmolLM2 is off: its tables come from the course's own run. Set SMOLLM2 = True to measure here.")
     return None
 
@@ -57,9 +58,10 @@ def measured_or_recorded(name: str, lm: LanguageModel | None, measure: Callable[
 
 
 def where_measured(lm: LanguageModel) -> str:
-    """Weights, processor, threads and torch, in one line."""
-    threads = f"{torch.get_num_threads()} thread(s)"
-    return f"{lm.name} from {lm.source}; {platform.machine()}, {threads}, torch {torch.__version__}"
+    """Weights, processor and threads (or GPU) and torch, in one line."""
+    device = lm.model.embed_tokens.weight.device
+    there = f"{platform.machine()}, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else describe(device)
+    return f"{lm.name} from {lm.source}; {there}, torch {torch.__version__}"
 
 
 def _split(table: pd.DataFrame) -> dict[str, Any]:
