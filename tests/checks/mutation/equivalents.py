@@ -80,6 +80,64 @@ EQUIVALENTS: dict[str, dict[str, list[str]]] = {
             'other function: scheduled = list(self.running) -> scheduled = tuple(self.running)',
         ],
     },
+    "ex06_inference_api": {
+        "the engine refuses an empty prompt itself, which is a 400": [
+            'min_length= dropped: prompt: str = Field(min_length=1) -> prompt: str = Field()',
+            'constant: prompt: str = Field(min_length=1) -> prompt: str = Field(min_length=0)',
+        ],
+        "loops that step beside each other take turns at the lock, and end when there is nothing left to do": [
+            'always: if stepping is None or stepping.done(): -> if True:',
+            'call dropped: if stepping is None or stepping.done(): -> if stepping is None or stepping:',
+        ],
+        "a body of /health is not asked for": [
+            "statement dropped: return {'status': 'ok'} -> pass",
+            "None returned: return {'status': 'ok'} -> return",
+        ],
+        "metrics may come in any order": [
+            "order: for name, meaning in (('num_requests_running', 'Requests being computed.'), ('num_requests_waiting', 'Requests that wait.')): -> for name, meaning in (('num_requests_waiting', 'Requests that wait.'), ('num_requests_running', 'Requests being computed.')):",
+            "order: for name, meaning in (('prompt_tokens', 'Tokens in prompts.'), ('generation_tokens', 'Tokens generated.')): -> for name, meaning in (('generation_tokens', 'Tokens generated.'), ('prompt_tokens', 'Tokens in prompts.')):",
+        ],
+        "an event without new text is allowed": [
+            'always: if len(output.text) > sent or output.finished: -> if True:',
+            'comparison: if len(output.text) > sent or output.finished: -> if len(output.text) >= sent or output.finished:',
+        ],
+        "what is logged is free": [
+            "statement dropped: logging.getLogger('api').exception('the engine has failed') -> pass",
+            "call dropped: logging.getLogger('api').exception('the engine has failed') -> logging.getLogger('api')",
+            "call dropped: logging.getLogger('api').exception('the engine has failed') -> 'the engine has failed'",
+            "call dropped: logging.getLogger('api').exception('the engine has failed') -> logging.exception('the engine has failed')",
+            "argument dropped: logging.getLogger('api').exception('the engine has failed') -> logging.getLogger().exception('the engine has failed')",
+        ],
+        "the words of an error are free": [
+            "argument dropped: raise HTTPException(503, 'the engine has failed') -> raise HTTPException(503) (number 1)",
+            "argument dropped: raise HTTPException(503, 'the engine has failed') -> raise HTTPException(503) (number 3)",
+            'argument dropped: raise HTTPException(400, str(error)) from None -> raise HTTPException(400) from None',
+            "argument dropped: raise HTTPException(503, 'the engine has failed') -> raise HTTPException(503) (number 2)",
+            'index dropped: reasons = [f"{each[\'loc\'][-1]}: {each[\'msg\']}" for each in error.errors()] -> reasons = [f"{each[\'loc\']}: {each[\'msg\']}" for each in error.errors()]',
+            'index dropped: reasons = [f"{each[\'loc\'][-1]}: {each[\'msg\']}" for each in error.errors()] -> reasons = [f"{each[\'loc\'][-1]}: {each}" for each in error.errors()]',
+            'argument dropped: raise HTTPException(400, str(error)) from None -> raise HTTPException(400, str()) from None',
+            'other argument: raise HTTPException(400, str(error)) from None -> raise HTTPException(400, str(engine)) from None',
+            'constant: reasons = [f"{each[\'loc\'][-1]}: {each[\'msg\']}" for each in error.errors()] -> reasons = [f"{each[\'loc\'][-0]}: {each[\'msg\']}" for each in error.errors()]',
+        ],
+        "any 4xx refuses": [
+            "constant: return JSONResponse({'detail': reasons}, 422) -> return JSONResponse({'detail': reasons}, 423)",
+            "constant: return JSONResponse({'detail': reasons}, 422) -> return JSONResponse({'detail': reasons}, 421)",
+            'constant: raise HTTPException(400, str(error)) from None -> raise HTTPException(401, str(error)) from None',
+        ],
+        "an endpoint that raises something else, then or at what follows, answers 500": [
+            "call dropped: raise HTTPException(503, 'the engine has failed') -> raise 503 (number 1)",
+            "arguments swapped: raise HTTPException(503, 'the engine has failed') -> raise HTTPException('the engine has failed', 503) (number 1)",
+            "statement dropped: if output is None: | raise HTTPException(503, 'the engine has failed') -> pass",
+            "other argument: raise HTTPException(503, 'the engine has failed') -> raise engine(503, 'the engine has failed') (number 1)",
+            "statement dropped: raise HTTPException(503, 'the engine has failed') -> pass (number 2)",
+            'other argument: if output is None: -> if engine is None:',
+            'constant: if output is None: -> if output is 0:',
+            "call dropped: raise HTTPException(503, 'the engine has failed') -> raise 503 (number 2)",
+            "arguments swapped: raise HTTPException(503, 'the engine has failed') -> raise HTTPException('the engine has failed', 503) (number 2)",
+            'constant: queue.put_nowait(None) -> queue.put_nowait(0)',
+            "other argument: raise HTTPException(503, 'the engine has failed') -> raise engine(503, 'the engine has failed') (number 2)",
+        ],
+    },
     "ex07_prune_and_distill": {
         "squares have the order of magnitudes": [
             'other function: smallest = weight.abs().flatten().argsort()[:num_pruned] -> smallest = weight.square().flatten().argsort()[:num_pruned]',
