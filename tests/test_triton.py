@@ -70,7 +70,7 @@ def test_int8(shape: tuple[int, int]) -> None:
     weight, scale = quantize_weight_int8(normal(*shape), saturation_free=False)
     for rows in (1, 16, 19, 65)[: 1 if shape[0] > 100 else 4]:
         x = normal(rows, shape[1], seed=rows)
-        codes, steps = quantize_tokens(x)
+        codes, steps = quantize_tokens(x.t().contiguous().t())  # not in order in memory
         expected_codes, expected_steps = quantize_rows(x)
         assert torch.allclose(steps, expected_steps, rtol=1e-6)
         assert (codes.float() - expected_codes).abs().max() <= 1  # on a border, the scales' last bit decides
@@ -101,7 +101,8 @@ def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, bits: int |
         held, scales = (key_codes, value_codes), [key_scales, value_scales]
         keys, values = (dequantize_heads(*each, bits, head_dim) for each in zip(held, scales, strict=True))
     for dtype in (torch.float32, torch.float16):
-        given = paged_decode_attention(query.to(dtype), *held, tables, torch.tensor(lengths, device=DEVICE), *scales)
+        rows = query.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # as a batch comes: not in order in memory
+        given = paged_decode_attention(rows, *held, tables, torch.tensor(lengths, device=DEVICE), *scales)
         for row, length in enumerate(lengths):
             exact = query[row].to(dtype).float()[:, None]
             wanted = block_by_block_attention(exact, keys, values, tables[row].tolist(), length)[:, 0]

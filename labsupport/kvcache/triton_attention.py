@@ -42,7 +42,7 @@ def paged_decode_attention(
         raise ValueError(
             f"keys must be [blocks, a divisor of {num_heads}, a power of two, {head_dim}]; got {list(keys.shape)}"
         )
-    out = torch.empty_like(query)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     group = num_heads // num_kv_heads
     scales = (key_scales, value_scales) if quantized else (keys, values)  # a kernel takes no None
     _attention_kernel[(batch, num_kv_heads)](

@@ -222,9 +222,9 @@ def _check_grid(codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, gri
             raise ValueError(f"{name} must have shape [out, groups] = {list(grid)}, got {list(tensor.shape)}")
     if scale.numel() == 0:
         return True
-    inside = ((zero_point >= 0) & (zero_point < 2**bits)).all()
+    inside = ((zero_point >= 0) & (zero_point <= 2**bits - 1)).all()
     whole = (zero_point == zero_point.round()).all() if zero_point.is_floating_point() else torch.ones_like(inside)
-    fits = codes.amax() < 2**bits if codes.numel() else torch.ones_like(inside)
+    fits = codes.amax() <= 2**bits - 1 if codes.numel() else torch.ones_like(inside)
     half = (scale.half().to(scale.dtype) == scale).all()
     positive = (torch.isfinite(scale) & (scale > 0)).all()
     positive, inside, whole, fits, half = to_host([positive, inside, whole, fits, half])

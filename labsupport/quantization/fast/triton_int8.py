@@ -48,7 +48,7 @@ def int8_matmul(
 def quantize_tokens(x: Float[Tensor, "n in"]) -> tuple[Int8[Tensor, "n in"], Float[Tensor, "n 1"]]:
     """Symmetric int8 with one scale a token, max|x| / 127: x = codes * scale to within half a step."""
     n, columns = x.shape
-    codes, scale = torch.empty_like(x, dtype=torch.int8), torch.empty(n, 1, device=x.device)
+    codes, scale = torch.empty(n, columns, dtype=torch.int8, device=x.device), torch.empty(n, 1, device=x.device)
     if n:
         _tokens_kernel[(n,)](x.contiguous(), codes, scale, columns, WIDTH=triton.next_power_of_2(columns))
     return codes, scale
