@@ -25,6 +25,7 @@ PARTS = {
     "quantization/model.py": "quantization/gptq.py",  # this and every other method, on a whole model
     "quantization/layers/int4_weight.py": "quantization/fast/int4.py",
     "quantization/layers/int8_weight.py": "quantization/fast/int8_weight.py",
+    "quantization/fast/triton_int8.py": "quantization/fast/int8.py",
     "lm/rope.py": "lm/model.py",
     "pruning/model.py": "pruning/wanda.py",  # this and every other method, on a whole model
     "pruning/budgets.py": "pruning/iterative.py",
@@ -35,6 +36,7 @@ PARTS = {
     "distillation/measuring.py": "distillation/pipeline.py",
     "kvcache/batch.py": "kvcache/attention.py",
     "kvcache/grouped.py": "kvcache/gqa.py",
+    "kvcache/triton_attention.py": "kvcache/attention.py",
     "inference/memory.py": "inference/engine.py",
     "inference/penalties.py": "inference/sampling.py",
     "inference/plan.py": "inference/scheduler.py",
