@@ -250,7 +250,7 @@ def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'smollm2-135m'"):
         load_lm("smolm2-135m")
     (tmp_path / "model.gguf").write_text("")
-    with pytest.raises(ValueError, match="a GGUF file, which llama.cpp reads"):
+    with pytest.raises(ValueError, match=r"a GGUF file, which llama\.cpp reads"):
         load_lm(tmp_path / "model.gguf")
     (tmp_path / "models--a--b" / "snapshots" / "0abc").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"give .*models--a--b.snapshots.0abc"):
