@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -96,7 +96,8 @@ class JinjaTemplate:
         }
         self._control = re.compile("|".join(map(re.escape, sorted(self._names, key=len, reverse=True))) or "(?!)")
         self._literal: Tokenizer | None = None
-        self.ends = [self._inner.token_to_id(end) for end in sorted(ends & self._names)] if self._inner else []
+        found = [self._inner.token_to_id(end) for end in sorted(ends & self._names)] if self._inner else []
+        self.ends = [token for token in found if token is not None]
 
     def __call__(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """
@@ -195,7 +196,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """``{% generation %}`` marks what an assistant wrote, for training; it prints what is inside."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -497,6 +497,6 @@ def test_more_positions_than_the_model_has_are_refused(lm: LanguageModel) -> Non
 def test_weights_that_a_dtype_cannot_hold_are_named(lm: LanguageModel) -> None:
     large = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
     with torch.no_grad():
-        large.model.layers[1].mlp.up_proj.weight[0, 0] = 1e5  # type: ignore[index, union-attr]
+        large.model.layers[1].mlp.up_proj.weight[0, 0] = 1e5  # type: ignore[index, union-attr, operator]
     with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight has values beyond 65,504, the range of float16"):
         LLMEngine(large, num_blocks=8, dtype=torch.float16)
