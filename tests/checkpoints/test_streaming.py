@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -174,6 +175,24 @@ def test_shards_hold_what_one_file_holds(
     assert torch.equal(logits(loaded[0].model), logits(loaded[1].model))
 
 
+def test_layers_that_do_not_go_together_are_written_as_a_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zero points of one layer happen to be those of a symmetric grid, which says nothing of the others."""
+    lm = open_folder(folder)
+    small = replace(lm, model=quantize_by_layer(lm, WINDOWS, "rtn", options("rtn"), tmp_path / "work", False))
+    whole = in_memory(small.model)
+    for _, layer in whole.layers[0].named_modules():
+        if hasattr(layer, "packed_zero_point"):
+            layer.packed_zero_point.fill_(0x88)
+    read = small.model.layers.read  # type: ignore[operator, union-attr]
+    monkeypatch.setattr(small.model.layers, "read", lambda index: whole.layers[0] if index == 0 else read(index))  # type: ignore[operator]
+    monkeypatch.setattr(sys.modules["labsupport.checkpoints.save"], "_IN_MEMORY", 0)
+    save(small, tmp_path / "out", "compressed-tensors", torch.float32)
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    assert torch.equal(logits(load_lm(tmp_path / "out", verbose=False).model), logits(small.model))
+
+
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     """kill -9 of the command itself, and the same command again."""
     command = ["compress", "tiny", "--method", "gptq", "--sequences", "4", "--seq-len", "128", "--out"]
@@ -193,3 +212,14 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert not work.exists()
     killed, whole = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
     assert killed.keys() == whole.keys() and all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_one_layer_is_in_memory(root: Path) -> None:
+    """A model of 16 layers, of 44 MB each in float32, is never held as a whole, not even once."""
+    script = [sys.executable, str(root / "benchmarks" / "compress_memory.py"), "--hidden", "1024", "--layers", "16"]
+    told = subprocess.run([*script, "--vocabulary", "2000"], check=True, capture_output=True, text=True).stdout
+    sizes, peak = re.search(r": ([\d,]+) MB in float32, a layer ([\d,]+)", told), re.search(r"peak ([\d,]+) MB", told)
+    assert sizes and peak
+    whole, layer, most = (int(each.replace(",", "")) for each in (*sizes.groups(), peak[1]))
+    assert whole > 15 * layer and most < 6 * layer < whole / 2
