@@ -179,7 +179,7 @@ EQUIVALENTS: dict[str, dict[str, list[str]]] = {
             'other function: student = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10)) -> student = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Identity(), torch.nn.Linear(16, 10))',
         ],
         "the teacher is frozen": [
-            'other function: with torch.no_grad(): -> with torch.enable_grad():',
+            'other function: with torch.no_grad(): -> with torch.enable_grad(): (number 1)',
         ],
         "the learning rate is free": [
             'constant: optimizer = torch.optim.Adam(student.parameters(), lr=0.01) -> optimizer = torch.optim.Adam(student.parameters(), lr=0.02)',
