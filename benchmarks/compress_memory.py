@@ -22,7 +22,6 @@ from labsupport.lm.config_writing import config_to_hugging_face
 from labsupport.lm.folder import write_json
 from labsupport.lm.model import DecoderLayer
 
-VOCABULARY = 32_000
 RUN = """
 import sys
 from pathlib import Path
@@ -55,13 +54,14 @@ def main() -> None:
     parser.add_argument("--method", default="rtn")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--tokens", type=int, default=2048, help="of calibration")
     parser.add_argument("--whole", action="store_true", help="read as a whole, too: needs twice the model in float32")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = random_checkpoint(folder, options.layers, options.hidden)
-        rest, layer = 2 * VOCABULARY * config.hidden_size, numbers_of(config)
+        config = random_checkpoint(folder, options.layers, options.hidden, options.vocabulary)
+        rest, layer = 2 * config.vocab_size * config.hidden_size, numbers_of(config)
         whole = options.layers * layer + rest
         million = [each / 1e6 for each in (whole, 4 * whole, 4 * layer, 4 * rest)]
         print(
@@ -74,14 +74,14 @@ def main() -> None:
             print(f"{way:8} peak {peak_bytes(folder, options.method, options.tokens, way) / 1e6:,.0f} MB", flush=True)
 
 
-def random_checkpoint(folder: Path, layers: int, hidden: int) -> LlamaConfig:
+def random_checkpoint(folder: Path, layers: int, hidden: int, vocabulary: int) -> LlamaConfig:
     """Written layer by layer, in shards."""
     config = LlamaConfig(
-        VOCABULARY, hidden, hidden * 11 // 4, layers, num_heads=hidden // 64, num_kv_heads=max(1, hidden // 512),
+        vocabulary, hidden, hidden * 11 // 4, layers, num_heads=hidden // 64, num_kv_heads=max(1, hidden // 512),
         tie_embeddings=False,
     )  # fmt: skip
     where = {}
-    outside = {name: torch.randn(VOCABULARY, hidden) * 0.02 for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    outside = {name: torch.randn(vocabulary, hidden) * 0.02 for name in ("model.embed_tokens.weight", "lm_head.weight")}
     for index in range(-1, layers):
         if index < 0:
             tensors = outside | {"model.norm.weight": torch.ones(hidden)}

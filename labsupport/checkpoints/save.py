@@ -15,7 +15,7 @@ from labsupport.checkpoints import awq, compressed_tensors, exact, gguf, gptq, h
 from labsupport.checkpoints.card import model_card
 from labsupport.checkpoints.companions import config_json, write_companions
 from labsupport.checkpoints.layers import integer_layers
-from labsupport.checkpoints.shards import write_shards
+from labsupport.checkpoints.shards import LayersDiffer, write_shards
 from labsupport.files import replacing_folder
 from labsupport.lm import LanguageModel
 from labsupport.lm.by_layer import in_memory, is_on_disk
@@ -78,8 +78,13 @@ def _write_safetensors(
     own = torch.float16 if dtype is None and format in _HALF else dtype
     weights = folder / "model.safetensors"
     if is_on_disk(lm.model):
-        names, quantization = write_shards(lm.model, folder, lambda part: _TENSORS[format].tensors(part, own))
-    else:
+        try:
+            names, quantization = write_shards(lm.model, folder, lambda part: _TENSORS[format].tensors(part, own))
+        except LayersDiffer:
+            for shard in folder.glob("*.safetensors"):
+                shard.unlink()
+            lm = replace(lm, model=in_memory(lm.model))
+    if not is_on_disk(lm.model):
         tensors, quantization = _TENSORS[format].tensors(lm.model, own)
         names = set(tensors)
         save_file(_each_its_own(tensors), weights, metadata={"format": "pt"})

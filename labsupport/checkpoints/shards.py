@@ -19,11 +19,16 @@ from labsupport.lm.model import Llama
 Tensors = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]  # of a format, without its dtype
 
 
+class LayersDiffer(ValueError):
+    """What the ``quantization_config`` says of all layers does not hold for each: only the whole model shows it."""
+
+
 def write_shards(model: Llama, folder: Path, tensors: Tensors) -> tuple[set[str], dict[str, Any]]:
     """The names of all tensors, and the ``quantization_config``, which is that of the whole model.
 
     Raises:
-        ValueError: layers whose configs do not go together; or as ``tensors``.
+        LayersDiffer: see there; what was written then is of no use.
+        ValueError: as ``tensors``.
     """
     count = len(model.layers)
     where: dict[str, str] = {}
@@ -65,7 +70,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         elif before == value:
             joined[key] = value
         else:
-            raise ValueError(f"layers differ in {key}: {before} and {value}")
+            raise LayersDiffer(f"layers differ in {key}: {before} and {value}")
     return joined
 
 

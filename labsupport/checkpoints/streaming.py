@@ -110,8 +110,8 @@ class _WorkFolder:
                     self.seconds = time.perf_counter() - begun
         except Timeout:
             raise ValueError(f"{self.path} is in use by another run of the same command") from None
-        reports = [each for index in range(count) for each in self._about(index)["reports"]]
-        return [each | {"shape": tuple(each["shape"])} for each in reports]
+        kept = [each for index in range(count) for each in self._about(index)["reports"]]
+        return [each | {"shape": tuple(each["shape"])} for each in kept]
 
     def model(self) -> Llama:
         return assembled(self.lm.model, LayersOnDisk(self.lm.model.config, self._read))

@@ -9,6 +9,7 @@ import torch
 
 from labsupport.kvcache import kv_bytes_per_token
 from labsupport.lm import Llama, LlamaConfig
+from labsupport.lm.weights_file import as_dtype
 
 _TOKENS_ON_CPU = (
     1024  # of each sequence: a CPU shares its memory with other programs, so the engine does not take all it could
@@ -87,11 +88,18 @@ def free_bytes(device: torch.device) -> int:
 
 
 def on_device(model: Llama, device: torch.device | str | None, dtype: torch.dtype | None) -> Llama:
-    """The model itself if it is there already, else a copy."""
+    """The model itself if it is there already, else a copy.
+
+    Raises:
+        ValueError: a weight is too large for ``dtype``.
+    """
     weight = model.embed_tokens.weight
     wanted = (weight.device if device is None else torch.device(device)), (weight.dtype if dtype is None else dtype)
     if wanted[0].type == weight.device.type and wanted[0].index in (None, weight.device.index):
         wanted = weight.device, wanted[1]
     if wanted == (weight.device, weight.dtype):
         return model
+    for name, value in model.named_parameters():
+        if torch.finfo(wanted[1]).max < torch.finfo(value.dtype).max:
+            as_dtype(name, value, value.device, wanted[1])  # refuses what would become infinite
     return copy.deepcopy(model).to(*wanted)

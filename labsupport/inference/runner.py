@@ -44,6 +44,11 @@ class ModelRunner:
                             ("max_model_len", self.max_model_len)):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        longest = self.model.config.longest_text
+        if self.max_model_len > longest:
+            raise ValueError(
+                f"max_model_len must be at most {longest}, the positions of the model; got {self.max_model_len}"
+            )
         if memory_fraction is None:
             memory_fraction = 0.5 if self.device.type == "cpu" else 0.9
         if not 0 < memory_fraction <= 1:

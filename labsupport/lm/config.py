@@ -63,6 +63,13 @@ class LlamaConfig:
         return self.sliding_window if windowed else None
 
     @property
+    def longest_text(self) -> int:
+        """Tokens that positions are known for: "dynamic" scaling stretches them as a text grows, by its factor."""
+        if self.rope_scaling is not None and self.rope_scaling.kind == "dynamic":
+            return int(self.max_positions * self.rope_scaling.factor)
+        return self.max_positions
+
+    @property
     def query_scale(self) -> float:
         """What queries are multiplied by, so that scores / sqrt(head_dim) are those of ``attention_multiplier``."""
         assert self.head_dim is not None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -38,6 +38,7 @@ _TURN_ENDS = (
     "<end_of_turn>",
     "<|end_of_text|>",
 )
+_THOUGHTS = ("<think>", "</think>")  # templates look for them in what an assistant said
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}\u2060"  # of a token that somebody wrote; no text that is kept has it
 
 
@@ -86,13 +87,17 @@ class JinjaTemplate:
                 f"the chat template of {where} is not Jinja: line {error.lineno}: {error.message}"
             ) from None
         self._tokenizer, self._special = tokenizer, special
-        own = getattr(tokenizer, "special_ids", {})
         ends = {special.get("eos_token", ""), *(end for end in _TURN_ENDS if end in source)}
-        self.ends = [own[end] for end in sorted(ends) if end in own]
         inner = getattr(tokenizer, "tokenizer", None)
         self._inner: Tokenizer | None = inner if isinstance(inner, Tokenizer) else None
-        self._control = re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True))) or "(?!)")
+        added = [] if self._inner is None else self._inner.get_added_tokens_decoder().values()
+        self._names = {
+            each.content for each in added if each.special or (each.content in source and each.content not in _THOUGHTS)
+        }
+        self._control = re.compile("|".join(map(re.escape, sorted(self._names, key=len, reverse=True))) or "(?!)")
         self._literal: Tokenizer | None = None
+        found = [self._inner.token_to_id(end) for end in sorted(ends & self._names)] if self._inner else []
+        self.ends = [token for token in found if token is not None]
 
     def __call__(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """
@@ -105,7 +110,7 @@ class JinjaTemplate:
             return self._encode(self._inner, self.render(turns)), self.ends
         for turn in turns:  # broken apart here, put together again by the tokenizer of `_as_text`
             turn["content"] = self._control.sub(lambda m: m[0][0] + _MARK + m[0][1:], turn["content"])
-        self._literal = self._literal or _as_text(self._inner)
+        self._literal = self._literal or _as_text(self._inner, self._names)
         return self._encode(self._literal, self.render(turns)), self.ends
 
     def render(self, turns: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +142,7 @@ class JinjaTemplate:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _as_text(tokenizer: Tokenizer | None) -> Tokenizer:
+def _as_text(tokenizer: Tokenizer | None, control: set[str]) -> Tokenizer:
     """A tokenizer that finds control tokens in the text before it removes the marks from it: what is broken apart by a
     mark is found no more, and is text like any other."""
     assert tokenizer is not None
@@ -146,7 +151,7 @@ def _as_text(tokenizer: Tokenizer | None) -> Tokenizer:
     before = stored.get("normalizer")
     stored["normalizer"] = removal if before is None else {"type": "Sequence", "normalizers": [removal, before]}
     for token in stored["added_tokens"]:
-        token["normalized"] = token["normalized"] and not token["special"]  # else they are looked for afterwards
+        token["normalized"] = token["normalized"] and token["content"] not in control  # else they are found afterwards
     return Tokenizer.from_str(json.dumps(stored))
 
 
@@ -191,7 +196,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """``{% generation %}`` marks what an assistant wrote, for training; it prints what is inside."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from labsupport.checkpoints import save
 from labsupport.checkpoints.streaming import prune_by_layer, quantize_by_layer
 from labsupport.cli import app
-from labsupport.lm import load_lm, perplexity
+from labsupport.lm import LanguageModel, load_lm, perplexity
 from labsupport.lm.by_layer import in_memory, open_folder
 from labsupport.lm.folder import save_lm
 from labsupport.pruning import prune_model
@@ -80,10 +81,14 @@ def test_an_interrupted_run_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str | None
 ) -> None:
     """At the first layer that is not finished; with the states before it lost, one layer earlier is made again."""
-    arguments: tuple[Any, ...] = (WINDOWS, "int8_static", options("int8_static"))
-    expected = in_memory(quantize_by_layer(open_folder(folder), *arguments, tmp_path / "whole", False))
-    lm = open_folder(folder)
-    read, asked = lm.model.layers.read, []  # type: ignore[union-attr]
+
+    def by_layer(lm: LanguageModel, work: Path) -> Any:
+        return quantize_by_layer(lm, WINDOWS, "int8_static", options("int8_static"), work, False)
+
+    expected = in_memory(by_layer(open_folder(folder), tmp_path / "whole"))
+    lm, asked = open_folder(folder), list[int]()
+    layers: Any = lm.model.layers
+    read = layers.read
 
     def interrupted(index: int) -> Any:
         asked.append(index)
@@ -91,27 +96,34 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return read(index)
 
-    monkeypatch.setattr(lm.model.layers, "read", interrupted)
+    monkeypatch.setattr(layers, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantize_by_layer(lm, *arguments, tmp_path / "work", False)
+        by_layer(lm, tmp_path / "work")
     assert {path.name for path in (tmp_path / "work").iterdir()} == {
         ".lock", "run.json", "layer-00000.safetensors", "layer-00001.safetensors", "hidden-00002.safetensors",
     }  # fmt: skip
     asked.clear()
-    monkeypatch.setattr(lm.model.layers, "read", lambda index: asked.append(index) or read(index))
-    found = quantize_by_layer(lm, *arguments, tmp_path / "work", False)
+
+    def noted(index: int) -> Any:
+        asked.append(index)
+        return read(index)
+
+    monkeypatch.setattr(layers, "read", noted)
+    found = by_layer(lm, tmp_path / "work")
     assert asked == [2] and equal(in_memory(found), expected)
     asked.clear()
-    quantize_by_layer(lm, *arguments, tmp_path / "work", False)  # nothing is left to do
+    by_layer(lm, tmp_path / "work")  # nothing is left to do
     assert asked == []
 
 
 def test_interrupted_between_a_layer_and_the_states_behind_it(folder: Path, tmp_path: Path) -> None:
-    arguments: tuple[Any, ...] = (WINDOWS, "gptq", options("gptq"))
-    expected = in_memory(quantize_by_layer(open_folder(folder), *arguments, tmp_path / "work", False))
+    def by_layer(lm: LanguageModel, work: Path) -> Any:
+        return quantize_by_layer(lm, WINDOWS, "gptq", options("gptq"), work, False)
+
+    expected = in_memory(by_layer(open_folder(folder), tmp_path / "work"))
     for name in ("layer-00001.safetensors", "layer-00002.safetensors"):
         (tmp_path / "work" / name).unlink()
-    assert equal(in_memory(quantize_by_layer(open_folder(folder), *arguments, tmp_path / "work", False)), expected)
+    assert equal(in_memory(by_layer(open_folder(folder), tmp_path / "work")), expected)
 
 
 def test_another_run_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
@@ -146,7 +158,8 @@ def test_shards_hold_what_one_file_holds(
     save(small, tmp_path / "one", format)
     monkeypatch.setattr(sys.modules["labsupport.checkpoints.save"], "_IN_MEMORY", 0)
     save(small, tmp_path / "shards", format)
-    one, shards = load_file(tmp_path / "one" / "model.safetensors"), {}
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    shards: dict[str, torch.Tensor] = {}
     for path in sorted((tmp_path / "shards").glob("*.safetensors")):
         shards |= load_file(path)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) == 4
@@ -160,6 +173,24 @@ def test_shards_hold_what_one_file_holds(
     assert config[0] == config[1]
     loaded = [load_lm(tmp_path / each, verbose=False) for each in ("one", "shards")]
     assert torch.equal(logits(loaded[0].model), logits(loaded[1].model))
+
+
+def test_layers_that_do_not_go_together_are_written_as_a_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zero points of one layer happen to be those of a symmetric grid, which says nothing of the others."""
+    lm = open_folder(folder)
+    small = replace(lm, model=quantize_by_layer(lm, WINDOWS, "rtn", options("rtn"), tmp_path / "work", False))
+    whole = in_memory(small.model)
+    for _, layer in whole.layers[0].named_modules():
+        if hasattr(layer, "packed_zero_point"):
+            layer.packed_zero_point.fill_(0x88)
+    read = small.model.layers.read  # type: ignore[operator, union-attr]
+    monkeypatch.setattr(small.model.layers, "read", lambda index: whole.layers[0] if index == 0 else read(index))  # type: ignore[operator]
+    monkeypatch.setattr(sys.modules["labsupport.checkpoints.save"], "_IN_MEMORY", 0)
+    save(small, tmp_path / "out", "compressed-tensors", torch.float32)
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    assert torch.equal(logits(load_lm(tmp_path / "out", verbose=False).model), logits(small.model))
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
@@ -181,3 +212,14 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert not work.exists()
     killed, whole = (load_file(path / "model.safetensors") for path in (out, tmp_path / "whole"))
     assert killed.keys() == whole.keys() and all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_one_layer_is_in_memory(root: Path) -> None:
+    """A model of 16 layers, of 44 MB each in float32, is never held as a whole, not even once."""
+    script = [sys.executable, str(root / "benchmarks" / "compress_memory.py"), "--hidden", "1024", "--layers", "16"]
+    told = subprocess.run([*script, "--vocabulary", "2000"], check=True, capture_output=True, text=True).stdout
+    sizes, peak = re.search(r": ([\d,]+) MB in float32, a layer ([\d,]+)", told), re.search(r"peak ([\d,]+) MB", told)
+    assert sizes and peak
+    whole, layer, most = (int(each.replace(",", "")) for each in (*sizes.groups(), peak[1]))
+    assert whole > 15 * layer and most < 6 * layer < whole / 2

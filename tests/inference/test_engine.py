@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 from itertools import pairwise
@@ -16,6 +17,7 @@ from labsupport.inference import LLMEngine, PackedBatch, RequestOutput, Sampling
 from labsupport.kvcache import PRESETS, PagedBatch, PagedKVCache, weight_bytes
 from labsupport.lm import LanguageModel, corpus, load_lm
 from labsupport.lm import generate as generate_uncached
+from labsupport.lm.rope import RopeScaling
 
 NEW = 20
 LENGTHS = (1, 3, 5, 16, 17, 31, 32, 48, 64, 70)
@@ -479,3 +481,22 @@ def test_no_prompts_and_random_ids(lm: LanguageModel) -> None:
 def test_bad_option_is_named(lm: LanguageModel, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         LLMEngine(lm, **{name: value})
+
+
+def test_more_positions_than_the_model_has_are_refused(lm: LanguageModel) -> None:
+    longest = lm.model.config.max_positions
+    assert LLMEngine(lm, num_blocks=8, max_model_len=longest).max_model_len == longest
+    with pytest.raises(ValueError, match=f"max_model_len must be at most {longest}, the positions.*got {longest + 1}"):
+        LLMEngine(lm, num_blocks=8, max_model_len=longest + 1)
+    stretched = dataclasses.replace(
+        lm.model.config, rope_scaling=RopeScaling("dynamic", 4.0, original_positions=longest)
+    )
+    assert stretched.longest_text == 4 * longest
+
+
+def test_weights_that_a_dtype_cannot_hold_are_named(lm: LanguageModel) -> None:
+    large = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
+    with torch.no_grad():
+        large.model.layers[1].mlp.up_proj.weight[0, 0] = 1e5  # type: ignore[index, union-attr, operator]
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight has values beyond 65,504, the range of float16"):
+        LLMEngine(large, num_blocks=8, dtype=torch.float16)

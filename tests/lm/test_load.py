@@ -219,3 +219,46 @@ def test_the_second_load_of_smollm2_fetches_and_converts_nothing(monkeypatch):
 
     monkeypatch.setattr(load, "fetch_smollm2", never)
     assert load_lm("smollm2-135m", verbose=False).name == "smollm2-135m"
+
+
+def made(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "is empty: it must hold config.json, model.safetensors and tokenizer.json"),
+        (("tokenizer.json",), "must hold config.json"),
+        (("adapter_config.json", "adapter_model.safetensors"), r"an adapter \(LoRA\).*merge_and_unload"),
+        (("config.json", "adapter_config.json"), "model_type|config.json lacks"),
+        (("model.gguf",), "holds a GGUF file, which llama.cpp reads"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_lm(made(tmp_path / "folder", *names))
+
+
+def test_a_name_that_is_no_folder(tmp_path: Path) -> None:
+    """What there is to do is said with it."""
+    with pytest.raises(ValueError, match=r"hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"):
+        load_lm("Qwen/Qwen3-0.6B")
+    with pytest.raises(ValueError, match="did you mean 'smollm2-135m'"):
+        load_lm("smolm2-135m")
+    (tmp_path / "model.gguf").write_text("")
+    with pytest.raises(ValueError, match=r"a GGUF file, which llama\.cpp reads"):
+        load_lm(tmp_path / "model.gguf")
+    (tmp_path / "models--a--b" / "snapshots" / "0abc").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"give .*models--a--b.snapshots.0abc"):
+        load_lm(tmp_path / "models--a--b")
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_lm(load_lm("tiny", verbose=False), tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert load_lm("~/mine", verbose=False).model.config == load_lm("tiny", verbose=False).model.config

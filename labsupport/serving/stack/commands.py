@@ -120,6 +120,8 @@ def api(
         lm = load_lm(model)
         template = template_of(lm)
         tokenizer, name, longest = lm.tokenizer, lm.name, lm.model.config.max_positions
+        if max_model_len is not None and max_model_len > longest:
+            raise ValueError(f"--max-model-len must be at most {longest}, the model's positions; got {max_model_len}")
         del lm  # only the workers need its weights
         backend = RedisBackend(RequestQueue(redis_url), tokenizer, name, max_model_len or longest, max_in_flight)
         limits = Limits(connections=max_connections)
