@@ -80,7 +80,7 @@ def random_checkpoint(folder: Path, layers: int, hidden: int, vocabulary: int) -
         vocabulary, hidden, hidden * 11 // 4, layers, num_heads=hidden // 64, num_kv_heads=max(1, hidden // 512),
         tie_embeddings=False,
     )  # fmt: skip
-    where = {}
+    where: dict[str, str] = {}
     outside = {name: torch.randn(vocabulary, hidden) * 0.02 for name in ("model.embed_tokens.weight", "lm_head.weight")}
     for index in range(-1, layers):
         if index < 0:
@@ -104,7 +104,7 @@ def numbers_of(config: LlamaConfig) -> int:
 
 def peak_bytes(folder: Path, method: str, tokens: int, way: str) -> int:
     command = [sys.executable, "-c", RUN, str(folder), method, str(tokens), way]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return round(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
 if __name__ == "__main__":

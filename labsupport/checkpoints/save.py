@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from labsupport.checkpoints import awq, compressed_tensors, exact, gguf, gptq, hugging_face
 from labsupport.checkpoints.card import model_card
 from labsupport.checkpoints.companions import config_json, write_companions
 from labsupport.checkpoints.layers import integer_layers
-from labsupport.checkpoints.shards import LayersDiffer, write_shards
+from labsupport.checkpoints.shards import LayersDiffer, each_its_own, write_shards
 from labsupport.files import replacing_folder
 from labsupport.lm import LanguageModel
 from labsupport.lm.by_layer import in_memory, is_on_disk
@@ -87,7 +86,7 @@ def _write_safetensors(
     if not is_on_disk(lm.model):
         tensors, quantization = _TENSORS[format].tensors(lm.model, own)
         names = set(tensors)
-        save_file(_each_its_own(tensors), weights, metadata={"format": "pt"})
+        save_file(each_its_own(tensors), weights, metadata={"format": "pt"})
         weights.chmod((folder.stat().st_mode & 0o666) or 0o644)  # safetensors writes for the owner alone
     config, separate = lm.model.config, "lm_head.weight" in names and format != "labsupport"
     if separate:
@@ -110,14 +109,3 @@ def _write_safetensors(
 
 def _parameters(lm: LanguageModel) -> int:
     return sum(each.numel() for each in lm.model.parameters())
-
-
-def _each_its_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that share a Hessian share one order of columns, and safetensors writes no memory twice."""
-    seen: set[int] = set()
-    found = {}
-    for name, value in tensors.items():
-        value = value.detach().contiguous()
-        found[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
-    return found

@@ -38,7 +38,7 @@ def write_shards(model: Llama, folder: Path, tensors: Tensors) -> tuple[set[str]
     def write(number: int, found: dict[str, Tensor]) -> None:
         nonlocal size
         path = folder / f"model-{number:05}-of-{count + 1:05}.safetensors"
-        save_file({name: value.detach().contiguous().clone() for name, value in found.items()}, path, {"format": "pt"})
+        save_file(each_its_own(found), path, {"format": "pt"})
         path.chmod((folder.stat().st_mode & 0o666) or 0o644)  # safetensors writes for the owner alone
         size += sum(value.numel() * value.element_size() for value in found.values())
         where.update({name: path.name for name in found})
@@ -76,3 +76,14 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def _names(values: list[Any]) -> bool:
     return all(isinstance(each, str) for each in values)
+
+
+def each_its_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that share a Hessian share one order of columns, and safetensors writes no memory twice."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        found[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return found
