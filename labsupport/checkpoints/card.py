@@ -22,7 +22,10 @@ LOADED_BY = {
         "labsupport": _OURS,
     },
     "awq": {"vLLM": _VLLM, "transformers (with the package gptqmodel)": _TRANSFORMERS, "labsupport": _OURS},
-    "gguf": {"llama.cpp": "`llama-cli -m {folder}/model.gguf`", "Ollama": '`FROM {folder}/model.gguf` in a Modelfile'},
+    "gguf": {
+        "llama.cpp": "`llama-cli -m {folder}/model.gguf`", "Ollama": '`FROM {folder}/model.gguf` in a Modelfile',
+        "OpenVINO GenAI (Llama, Qwen 2 and 3; F16, Q8_0, Q4_0, Q4_1)": '`LLMPipeline("{folder}/model.gguf", "CPU")`',
+    },
 }  # fmt: skip
 # What is said of the making, in this order.
 TOLD = (

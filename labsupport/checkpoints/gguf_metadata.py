@@ -53,14 +53,16 @@ def architecture(config: LlamaConfig) -> str:
 def context_length(config: LlamaConfig) -> int:
     """Tokens that llama.cpp computes right: it knows neither the windows of these architectures nor dynamic rope
     scaling, and within the window, or the original positions, there is nothing to know."""
-    return min(config.max_positions, config.sliding_window or config.max_positions)
+    scaling = config.rope_scaling
+    original = scaling.original_positions if scaling is not None and scaling.kind == "dynamic" else None
+    return min(config.max_positions, config.sliding_window or config.max_positions, original or config.max_positions)
 
 
 def write_metadata(writer: gguf.GGUFWriter, lm: LanguageModel, kind: str) -> list[str]:
     """Returns what llama.cpp does otherwise than this model, in words."""
     config, notes = lm.model.config, []
     context = context_length(config)
-    if context < config.max_positions:
+    if config.sliding_window is not None and config.sliding_window < config.max_positions:
         notes.append(f"llama.cpp computes no sliding window: it is right up to {context} tokens, the file's context")
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         notes.append(f"llama.cpp has no dynamic rope scaling: it is right up to {context} tokens, the file's context")

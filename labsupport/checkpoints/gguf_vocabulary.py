@@ -76,7 +76,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, lm: LanguageModel) -> list[str]:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
-        writer.add_token_merges(merges or [f"{names[0]} {names[0]}"])  # llama.cpp wants a list with something in it
+        writer.add_token_merges(merges or _no_merges(names))
     writer.add_token_list(names)
     writer.add_token_types([known.get(index, kinds.UNUSED) for index in range(count)])
     for add, token in (
@@ -92,6 +92,15 @@ def write_vocabulary(writer: gguf.GGUFWriter, lm: LanguageModel) -> list[str]:
     if template is not None:
         writer.add_chat_template(template)
     return notes
+
+
+def _no_merges(names: list[str]) -> list[str]:
+    """llama.cpp wants a list with something in it, and OpenVINO merges that give a token. The bytes C0, C1 and F5 stand
+    in no UTF-8 text, so the third may be called the merge of the others: a merge that never happens."""
+    if not {"\xc0", "\xc1", "\xf5"} <= set(names):
+        return [f"{names[0]} {names[0]}"]
+    names[names.index("\xf5")] = "\xc0\xc1"
+    return ["\xc0 \xc1"]
 
 
 def _begins_with(tokenizer: Tokenizer) -> int | None:
