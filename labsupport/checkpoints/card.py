@@ -53,6 +53,8 @@ def model_card(
     lines = [*header, "# " + folder, "", f"{lm.name}, written by labsupport in the format {format}.", ""]
     lines += [f"- source: {lm.source}, stored there as {lm.precision}"]
     lines += [f"- {name.replace('_', ' ')}: {_said(about[name])}" for name in TOLD if about.get(name) is not None]
+    if about.get("perplexity") is None:
+        lines += ["- perplexity: not measured; the option --evaluate does"]
     lines += [f"- licence: {licence}", *(f"- limit: {note}" for note in notes), "", "Loaded by", ""]
     return "\n".join([*lines, *(f"- {line}" for line in how_to_load(folder, format)), ""])
 
