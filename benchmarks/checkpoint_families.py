@@ -49,9 +49,9 @@ def family(name: str, folder: Folder) -> dict[str, str]:
         path = folder.save(replace(lm, model=small), "compressed-tensors", dtype=torch.float32)
         row[label] = f"{difference(logits(in_transformers(path, **dequantize)), logits(dequantized(small))):.1e}"
     row["W8A8"] += f" ({difference(logits(in_transformers(path)), logits(small)):.0e})"
-    sparse = replace(lm, model=prune_model(lm.model, WINDOWS, "wanda", pattern="2:4", progress=False))
-    path = folder.save(sparse, "huggingface")
-    row["wanda"] = f"{difference(logits(in_transformers(path)), logits(sparse.model)):.1e}"
+    sparse: Any = prune_model(lm.model, WINDOWS, "wanda", pattern="2:4", progress=False)
+    path = folder.save(replace(lm, model=sparse), "huggingface")
+    row["wanda"] = f"{difference(logits(in_transformers(path)), logits(sparse)):.1e}"
     prompts = [list(range(1, 16)), [5, 99, 7]]
     answers = LLMEngine(lm, max_num_seqs=2).generate(
         prompts, SamplingParams(max_tokens=COUNT, temperature=0.0, ignore_eos=True)

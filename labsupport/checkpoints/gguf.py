@@ -51,7 +51,7 @@ def write_gguf(
 ) -> list[str]:
     """Write ``lm`` to ``path``; float matrices are stored as ``kind``, quantized layers as they are.
 
-    As `llama-quantize` does by default, embedding and head are stored in 8 bits beside 4-bit layers (K-quants: 6 bits).
+    Beside 4-bit layers, embedding and head are stored in 8 bits (K-quants: 6 bits).
 
     Args:
         kind: one of `KINDS` or `gguf_kquants.K_KINDS`.

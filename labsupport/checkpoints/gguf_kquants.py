@@ -3,9 +3,10 @@
 Where the error counts is said by an importance matrix: of each column the mean of its squared inputs, which is what
 `llama-imatrix` collects. llama.cpp's library is the one inside the package xllamacpp.
 
-Of the columns that are no multiple of 256, and of embedding and head, llama.cpp chooses another kind (`kind_of`, after
-``llama_tensor_get_type_impl`` and ``tensor_type_fallback`` of llama-quant.cpp). Q4_K_M and Q5_K_M are its mixtures: the
-values' and the MLP's second matrices of every third layer, and of the first and last eighth, have 6 bits.
+Where columns are no multiple of 256, and for the head (or an embedding that is the head, too), llama.cpp takes another
+kind (`kind_of`, after ``llama_tensor_get_type_impl`` and ``tensor_type_fallback`` of llama-quant.cpp). Q4_K_M and
+Q5_K_M are its mixtures: the values' matrices and the MLP's second ones of every third layer, and of the first and the
+last eighth, have 6 bits. Without importance these files are `llama-quantize`'s own, its rule for 70B models aside.
 """
 
 from __future__ import annotations

@@ -17,12 +17,13 @@ from llama_cpp import LlamaCpp, library
 from labsupport.checkpoints import gguf_kquants, save
 from labsupport.checkpoints.gguf import as_stored
 from labsupport.checkpoints.gguf_kquants import column_importance, kind_of, quantize_rows
+from labsupport.lm import LanguageModel
 from labsupport.lm.activations import layer_inputs
 
 KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 
-def wide_lm() -> object:
+def wide_lm() -> LanguageModel:
     return random_lm(hidden_size=256, intermediate_size=512, num_heads=4, num_kv_heads=2, num_layers=2)
 
 
@@ -67,7 +68,7 @@ def test_importance_is_the_mean_square_of_a_column() -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "Q4_K_M"])
 def test_llama_cpp_computes_the_file(tmp_path: Path, kind: str) -> None:
     """Its products round activations to 8 bits, which shows in hundredths of the logits' spread."""
-    lm = replace(wide_lm(), tokenizer=ascii_tokenizer())  # type: ignore[type-var]
+    lm = replace(wide_lm(), tokenizer=ascii_tokenizer())
     save(lm, tmp_path / "out", "gguf", kind=kind, calibration=WINDOWS)
     stored = as_stored(lm.model, kind, column_importance(lm.model, WINDOWS))
     tokens = list(range(1, 60))

@@ -7,14 +7,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from exported import TOKENS, ascii_tokenizer, dequantized, logits, quantized
+from exported import ascii_tokenizer, dequantized, logits, quantized
 from families import hugging_face, ours
 
 from labsupport.checkpoints import save
@@ -33,16 +32,16 @@ pytestmark = [
 ]
 
 
-def asked(program: str, folder: Path, package: str) -> Any:
-    """What ``program``, a function below, prints in the other environment."""
+def asked(program: str, folders: list[Path], package: str) -> list[Any]:
+    """What ``program`` of readers.py says of each folder, in the other environment."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     probe = subprocess.run([PYTHON, "-c", f"import {package}"], capture_output=True, text=True, env=environment)
     if probe.returncode:
         pytest.skip(f"{package} does not run here: {probe.stderr[-200:]}")
-    command = [PYTHON, __file__, program, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    command = [PYTHON, str(Path(__file__).with_name("readers.py")), program, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def lm_of(name: str) -> LanguageModel:
@@ -59,70 +58,46 @@ def greedy(lm: LanguageModel, tokens: list[int], count: int) -> list[int]:
     return found[len(tokens) :]
 
 
-@pytest.mark.parametrize("how", ["F16", "4 bits"])
-@pytest.mark.parametrize(
-    "name", ["tiny", "Llama 2", "Qwen 2.5", "Qwen 3", pytest.param("smollm2-135m", marks=pytest.mark.smollm2)]
-)
-def test_openvino_writes_the_same_text(tmp_path: Path, name: str, how: str) -> None:
+@pytest.mark.smollm2
+def test_openvino_writes_the_same_text(tmp_path: Path) -> None:
     """It rounds activations beside 4-bit weights, so of those the first tokens are compared."""
-    lm = lm_of(name)
-    lm = lm if how == "F16" else quantized(lm)
-    save(lm, tmp_path / "out", "gguf", kind="F16" if how == "F16" else None)
-    read = name in ("tiny", "smollm2-135m")  # the others' tokenizer has no spaces
-    prompt = lm.tokenizer.encode(TEXT) if read else PROMPT
-    (tmp_path / "out" / "prompt.json").write_text(json.dumps({"text": TEXT, "tokens": prompt}))
-    answer = asked("openvino", tmp_path / "out", "openvino_genai")
-    count = 16 if how == "F16" else 2
-    assert answer["continued"][:count] == greedy(lm, prompt, count)
-    assert answer["tokens"] == prompt or not read
+    cases = []
+    for name in ("tiny", "Llama 2", "Qwen 2.5", "Qwen 3", "smollm2-135m"):
+        lm = lm_of(name)
+        read = name in ("tiny", "smollm2-135m")  # the others' tokenizer has no spaces
+        prompt = lm.tokenizer.encode(TEXT) if read else PROMPT
+        for kind, small in (("F16", lm), (None, quantized(lm))):
+            folder = tmp_path / f"{name}-{kind}"
+            save(small, folder, "gguf", kind=kind)
+            (folder / "prompt.json").write_text(json.dumps({"text": TEXT, "tokens": prompt}))
+            cases.append((folder, prompt, read, greedy(small, prompt, 16 if kind else 2)))
+    answers = asked("openvino", [folder for folder, *_ in cases], "openvino_genai")
+    for (folder, prompt, read, wanted), answer in zip(cases, answers, strict=True):
+        assert answer["continued"][: len(wanted)] == wanted, folder.name
+        assert answer["tokens"] == prompt or not read, folder.name
 
 
-@pytest.mark.parametrize("name", ["Llama 2", "Qwen 2.5", "Qwen 3"])
-@pytest.mark.parametrize(
-    ("format", "options"),
-    [
-        ("gptq", {"method": "rtn", "symmetric": True}),
-        ("gptq", {"method": "gptq"}),
-        ("gptq", {"method": "gptq", "act_order": True, "static_groups": False}),
-        ("gptq", {"method": "rtn", "bits": 8, "symmetric": True}),
-        ("awq", {"method": "awq"}),
-    ],
-    ids=["version 1", "version 2", "act-order", "8 bits", "AWQ"],
-)
-def test_gptqmodel_computes_the_model(tmp_path: Path, name: str, format: str, options: dict[str, Any]) -> None:
+RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "version 1": ("gptq", {"method": "rtn", "symmetric": True}),
+    "version 2": ("gptq", {"method": "gptq"}),
+    "act-order": ("gptq", {"method": "gptq", "act_order": True, "static_groups": False}),
+    "8 bits": ("gptq", {"method": "rtn", "bits": 8, "symmetric": True}),
+    "AWQ": ("awq", {"method": "awq"}),
+}
+
+
+def test_gptqmodel_computes_the_model(tmp_path: Path) -> None:
     """In float16, hence the tolerance: a zero point that is off by one moves these by whole numbers."""
-    lm = quantized(lm_of(name), **options)
-    save(lm, tmp_path / "out", format)
-    (tmp_path / "out" / "prompt.json").write_text(json.dumps(TOKENS.tolist()))
-    answer = asked("gptqmodel", tmp_path / "out", "gptqmodel")
-    assert answer["layer"] != "Linear"
-    theirs = torch.tensor(answer["logits"]).log_softmax(-1)
-    wanted = logits(dequantized(lm.model)).log_softmax(-1)
-    assert float((theirs - wanted).abs().max()) < 0.02 * float(wanted.std())
-
-
-def openvino(folder: Path) -> dict[str, Any]:
-    import numpy as np
-    import openvino as ov  # type: ignore[import-not-found]
-    import openvino_genai  # type: ignore[import-not-found]
-
-    prompt = json.loads((folder / "prompt.json").read_text())
-    pipeline = openvino_genai.LLMPipeline(str(folder / "model.gguf"), "CPU")
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample, config.ignore_eos, config.apply_chat_template = 16, False, True, False
-    answer = pipeline.generate(ov.Tensor(np.array([prompt["tokens"]], dtype=np.int64)), config)
-    tokens = np.array(pipeline.get_tokenizer().encode(prompt["text"]).input_ids.data)[0]
-    return {"continued": list(answer.tokens[0]), "tokens": tokens.tolist()}
-
-
-def gptqmodel(folder: Path) -> dict[str, Any]:
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map="cpu").eval()
-    with torch.no_grad():
-        found = model(torch.tensor(json.loads((folder / "prompt.json").read_text()))).logits.float()
-    return {"logits": found.tolist(), "layer": type(model.model.layers[0].mlp.up_proj).__name__}
-
-
-if __name__ == "__main__":
-    print(json.dumps({"openvino": openvino, "gptqmodel": gptqmodel}[sys.argv[1]](Path(sys.argv[2]))))
+    cases = []
+    for name in ("Llama 2", "Qwen 2.5", "Qwen 3"):
+        lm = lm_of(name)
+        for result, (format, options) in RESULTS.items():
+            small, folder = quantized(lm, **options), tmp_path / f"{name}-{result}"
+            save(small, folder, format)
+            (folder / "prompt.json").write_text(json.dumps({"tokens": PROMPT}))
+            cases.append((folder, logits(dequantized(small.model), torch.tensor([PROMPT]))[0].log_softmax(-1)))
+    answers = asked("gptqmodel", [folder for folder, _ in cases], "gptqmodel")
+    for (folder, wanted), answer in zip(cases, answers, strict=True):
+        assert answer["layer"] != "Linear", folder.name
+        theirs = torch.tensor(answer["logits"]).log_softmax(-1)
+        assert float((theirs - wanted).abs().max()) < 0.02 * float(wanted.std()), folder.name
