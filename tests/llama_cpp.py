@@ -45,6 +45,8 @@ def library() -> Any:
         ("llama_vocab_n_tokens", ctypes.c_int32, [pointer]),
         ("llama_tokenize", ctypes.c_int32, [pointer, ctypes.c_char_p, ctypes.c_int32, pointer, ctypes.c_int32,
                                             ctypes.c_bool, ctypes.c_bool]),
+        ("llama_token_to_piece", ctypes.c_int32, [pointer, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32,
+                                                  ctypes.c_int32, ctypes.c_bool]),
         ("llama_batch_init", _Batch, [ctypes.c_int32] * 3),
         ("llama_batch_free", None, [_Batch]),
         ("llama_decode", ctypes.c_int32, [pointer, _Batch]),
@@ -86,6 +88,12 @@ class LlamaCpp:
         tokens = (ctypes.c_int32 * room)()
         count = self.lib.llama_tokenize(self.vocab, given, len(given), tokens, room, True, special)
         return list(tokens)[:count]
+
+    def piece(self, token: int) -> bytes:
+        """What the token adds to a text; of special tokens nothing."""
+        room = ctypes.create_string_buffer(2048)
+        count = self.lib.llama_token_to_piece(self.vocab, token, room, len(room), 0, False)
+        return room.raw[:count]
 
     def logits(self, tokens: list[int]) -> Tensor:
         """Of each position, [time, vocab]."""

@@ -54,6 +54,15 @@ def test_the_bytes_are_what_llama_cpp_reads(kind: str) -> None:
     np.testing.assert_array_equal(gguf.dequantize(data, Kind[kind]), theirs)
 
 
+def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, importance = torch.randn(7, 256), torch.rand(256)
+    found = []
+    for threads in (1, 3, 7, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(quantize_rows(weight, Kind.Q4_K, importance))
+    assert all((each == found[0]).all() for each in found)
+
+
 def test_importance_is_the_mean_square_of_a_column() -> None:
     lm = random_lm(qkv_bias=True)
     names = ["layers.0.self_attn.v_proj", "layers.1.self_attn.o_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]

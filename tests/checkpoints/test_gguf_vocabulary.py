@@ -139,6 +139,10 @@ def test_llama_cpp_splits_texts_as_the_tokenizer_does(tmp_path: Path, kind: str)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     assert reader.fields["tokenizer.ggml.pre"].contents() == name
     assert differing(lm, tmp_path / "model.gguf", texts(LETTERS)) == []
+    program = LlamaCpp(tmp_path / "model.gguf")
+    pieces = [program.piece(token) for token in range(lm.tokenizer.vocab_size)]
+    program.close()
+    assert pieces == [bytes_of(lm.tokenizer, token) for token in range(lm.tokenizer.vocab_size)]
 
 
 def test_what_llama_cpp_does_otherwise_is_told(tmp_path: Path) -> None:
