@@ -205,7 +205,7 @@ def test_perplexity_of_smollm2_falls_from_method_to_method() -> None:
     """The calibration of benchmarks/pruning.py: SparseGPT, which solves for 1536 inputs at a time, overfits to less."""
     lm = load_lm("smollm2-135m", verbose=False)
     calibration = list(tokens(lm, "calibration", 16 * 512).view(16, 512))
-    evaluation = tokens(lm, "evaluation", 4 * 512)
+    evaluation = tokens(lm, "evaluation", 2 * 512)
     results = {"float": perplexity(lm.model, evaluation, 512)}
     for method in METHODS:
         results[method] = perplexity(prune_model(lm.model, calibration, method, progress=False), evaluation, 512)

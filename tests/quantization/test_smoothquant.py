@@ -164,8 +164,8 @@ def test_smoothing_brings_w8a8_within_2_percent_of_float_on_smollm2():
     from labsupport.lm import corpus, load_lm, perplexity
 
     lm = load_lm("smollm2-135m")
-    calibration = torch.tensor(lm.tokenizer.encode(corpus("calibration")))[: 16 * 512].view(16, 512)
-    evaluation = torch.tensor(lm.tokenizer.encode(corpus("evaluation")))[: 8 * 512]
+    calibration = torch.tensor(lm.tokenizer.encode(corpus("calibration")))[: 8 * 512].view(8, 512)
+    evaluation = torch.tensor(lm.tokenizer.encode(corpus("evaluation")))[: 4 * 512]
     exact = perplexity(lm.model, evaluation)
     plain = perplexity(w8a8(lm.model), evaluation)
     smoothed = perplexity(w8a8(smooth_model(lm.model, list(calibration), alpha=None)), evaluation)

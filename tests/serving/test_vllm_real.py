@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,31 +168,8 @@ def test_it_ends_cleanly(server: tuple[str, subprocess.Popen[str]]) -> None:
 
 def test_vllm_does_what_is_recorded(folder: Path) -> None:
     """Last: two engines at a time would not fit into small machines."""
-    done = subprocess.run([PYTHON, __file__, str(folder)], capture_output=True, text=True, env=environment())
+    command = [PYTHON, FOLDER / "vllm_behaviour.py", folder, *OPTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     seen = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"its first'))
     assert seen == json.loads((FOLDER / "vllm_behaviour.json").read_text())
-
-
-def print_behaviour(folder: str) -> None:
-    """Runs in vLLM's environment; prints what belongs into vllm_behaviour.json."""
-    from vllm import SamplingParams as Theirs  # type: ignore[import-not-found]
-    from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
-    from vllm_behaviour import behaviour
-
-    from labsupport.serving.options import vllm_options
-    from labsupport.serving.vllm_backend import VLLMBackend
-
-    async def ask() -> dict[str, Any]:
-        backend = VLLMBackend.of_model(folder, 4, max_model_len=512, **vllm_options(list(OPTIONS)))
-        found = await behaviour(
-            backend.engine, lambda **more: Theirs(temperature=0.0, ignore_eos=True, **more), RequestOutputKind
-        )
-        await backend.shutdown(1)
-        return found
-
-    print(json.dumps(asyncio.run(ask())))
-
-
-if __name__ == "__main__":
-    print_behaviour(sys.argv[1])

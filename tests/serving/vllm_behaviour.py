@@ -1,9 +1,16 @@
 """What `AsyncLLM` does, in words that hold for any model: vLLM's own and the stand-in of the quick tests are asked the
-same, and both must answer as vllm_behaviour.json records."""
+same, and both must answer as vllm_behaviour.json records.
+
+    python tests/serving/vllm_behaviour.py MODEL [NAME=VALUE ...]    # prints what vLLM does, in vLLM's environment
+
+It imports nothing of the tests: vLLM looks through all modules that are loaded, and stumbles over pytest's.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -76,3 +83,23 @@ async def behaviour(engine: Any, params: Callable[..., Any], kinds: Any) -> dict
         "a prompt that is too long": await refusal([65] * 5000),
         "no prompt": await refusal([]),
     }
+
+
+async def of_vllm(model: str, options: list[str]) -> dict[str, Any]:
+    from vllm import SamplingParams  # type: ignore[import-not-found]
+    from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
+
+    from labsupport.serving.options import vllm_options
+    from labsupport.serving.vllm_backend import VLLMBackend
+
+    def greedy(**more: Any) -> Any:
+        return SamplingParams(temperature=0.0, ignore_eos=True, **more)
+
+    backend = VLLMBackend.of_model(model, 4, max_model_len=512, **vllm_options(options))
+    found = await behaviour(backend.engine, greedy, RequestOutputKind)
+    await backend.shutdown(1)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(of_vllm(sys.argv[1], sys.argv[2:]))))

@@ -54,11 +54,12 @@ class CheckState(SchedulerCheck):
             return scheduler
 
         def disturbed(slots: int) -> Any:
-            """A scheduler made between others, which have other slots; of one all requests run, of one all wait."""
+            """A scheduler made between others, which have other slots. The last one leaves requests that run and others
+            that wait: what each scheduler makes anew on the class is then the last one's, and not empty."""
             other(slots + 5, steps=1)
             scheduler = make(slots)
             other(slots + 9, steps=0)
-            other(slots + 9, steps=1)
+            other(4, steps=1)
             return scheduler
 
         def fresh() -> Any:

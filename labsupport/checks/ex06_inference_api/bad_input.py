@@ -34,7 +34,7 @@ class CheckBadInput(ApiCheck):
             {"prompt": prompt, "max_tokens": "many"},
             {"prompt": prompt, "max_tokens": size + 0.5},
             {"prompt": prompt, "max_tokens": [size]},
-            {"prompt": prompt, "temperature": -draw.randint(1, 9)},
+            {"prompt": prompt, "temperature": -draw.randint(1, 99) / 100},
             {"prompt": prompt, "temperature": "hot"},
             {"prompt": ""},
             {"prompt": size},

@@ -1,4 +1,4 @@
-"""/metrics in Prometheus's text format."""
+"""/metrics in Prometheus's text format, of the app's own engine: a second app is made, with an engine of its own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import math
 import random
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from labsupport.checks.check import Inputs
+from labsupport.checks.channel import Channel
+from labsupport.checks.check import Answer, Inputs
 from labsupport.checks.ex06_inference_api.drawing import draw_answers
 from labsupport.checks.ex06_inference_api.oracles import expected_answer
 from labsupport.checks.ex06_inference_api.reading import judge_serving, short, text_of
-from labsupport.checks.ex06_inference_api.serving import COMPLETIONS, ApiCheck
+from labsupport.checks.ex06_inference_api.serving import APP, COMPLETIONS, ApiCheck
+from labsupport.checks.hosting import serve
 from labsupport.checks.judging import Wrong
 from labsupport.checks.plain import Plain
 from labsupport.checks.visit import Visit
@@ -27,6 +30,7 @@ METRICS = {
 BEFORE, AFTER = "before the first request", "after three requests"
 ONE = "while a request runs"
 THREE = "while the engine has three requests and computes two at a time"
+OTHERS = 41  # each count of the other app's engine: what no other engine of this check has
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
 _SAMPLE = re.compile(rf"({_NAME})(?:\{{((?:{_LABEL}(?:,{_LABEL})*,?)?)\}})?[ \t]+(\S+)(?:[ \t]+-?[\d.]+)?")
@@ -38,6 +42,14 @@ class CheckMetrics(ApiCheck):
     points = 2
     max_num_seqs = 2
     holds = "/metrics is Prometheus's text, and counts requests and tokens as they are served"
+
+    def host(self, answer: Answer, channel: Channel) -> None:
+        def create(engine: Any) -> Any:
+            app = answer[APP](engine)
+            answer[APP](_OtherEngine())
+            return app
+
+        serve(create, channel)
 
     def inputs(self, seed: int) -> dict[str, Any]:
         draw = random.Random(seed + 4)
@@ -83,6 +95,11 @@ class CheckMetrics(ApiCheck):
         for when, running, waiting in ((BEFORE, 0, 0), (ONE, 1, 0), (THREE, 2, 1), (AFTER, 0, 0)):
             for name, value in (("num_requests_running", running), ("num_requests_waiting", waiting)):
                 found = scrapes.get(when, {}).get(name, value)
+                if found == OTHERS:
+                    raise Wrong(
+                        f"GET /metrics {when}: {name} must be {value}; got {OTHERS}, that of another app's engine: "
+                        "each app keeps its own, not on a class or in a global"
+                    )
                 if found != value:
                     raise Wrong(f"GET /metrics {when}: {name} must be {value}; got {found:g}")
         highest: dict[str, float] = {}
@@ -106,6 +123,16 @@ class CheckMetrics(ApiCheck):
                 raise Wrong(f"GET /metrics {AFTER}: {name} is missing")
             if grown != value:
                 raise Wrong(f"GET /metrics: {name} must have grown by {value} with three requests, not {grown:g}")
+
+
+class _OtherEngine:
+    """An engine that nobody asks for anything but its counts."""
+
+    has_unfinished = False
+
+    def stats(self) -> SimpleNamespace:
+        names = ("num_requests_running", "num_requests_waiting", "prompt_tokens", "generation_tokens")
+        return SimpleNamespace(**dict.fromkeys(names, OTHERS), finished={"stop": OTHERS})
 
 
 def _scrape(got: Mapping[str, Any], when: str) -> dict[str, float]:

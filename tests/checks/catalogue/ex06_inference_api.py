@@ -1067,6 +1067,11 @@ WRONG = {
         lines = [f"# TYPE {name} {kind}\\n{name} 0\\n" for name, kind in names.items()]
         return Response("".join(lines), media_type="text/plain; version=0.0.4")""")),
     ),
+    "the engine on the class": (
+        "check_metrics",
+        "that of another app's engine",
+        _edit(("        self.engine = engine\n", "        type(self).engine = engine\n")),
+    ),
     "names and numbers with an equals sign": (
         "check_metrics",
         "a space and a number",

@@ -180,7 +180,10 @@ def _constants(value: Any) -> list[Any]:
 
 
 def _docstring(owner: ast.AST) -> list[ast.AST]:
-    if isinstance(owner, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(owner) is not None:
+    if (
+        isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
+        and ast.get_docstring(owner) is not None
+    ):
         return list(ast.walk(owner.body[0]))
     return []
 
@@ -217,6 +220,9 @@ def _replace(tree: ast.AST, old: ast.AST, new: ast.AST | None) -> None:
 
 
 def _difference(before: str, after: str) -> str:
+    """The lines that changed, and which of several equal ones."""
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
     old, new = (" | ".join(line[2:].strip() for line in lines if line.startswith(sign)) for sign in ("- ", "+ "))
-    return f"{old} -> {new}"
+    of_before = [(line[2:].strip(), line.startswith("-")) for line in lines if line[0] in "- "]
+    equal = [changed for text, changed in of_before if text == old]
+    return f"{old} -> {new}" + (f" (number {equal.index(True) + 1})" if old and len(equal) > 1 else "")
