@@ -3,7 +3,7 @@
 # make benchmarks  measure the algorithms           make test-clients   real clients of the server
 # make exercises  generate exercises/ from solutions/   make test-vllm  the server in front of vLLM
 # make gpu    try everything on a GPU, ten minutes  make test-triton  the GPU kernels, without a GPU
-# make clean      remove the environments and caches
+# make clean      remove the environments and caches   make test-readers  our checkpoints in other programs
 #
 # Variables: PYTHON (3.11 or newer), TORCH_INDEX (address of the package index with the build of PyTorch that you want;
 # README.md, "No GPU?"), NOTEBOOK, LAB_ARGS (such as --port=8890), PYTEST_ARGS, WITHOUT (a marker of tests to leave out:
@@ -24,6 +24,7 @@ VENV := .venv
 COLAB := .venv-colab
 CLIENTS := .venv-clients
 VLLM := .venv-vllm
+READERS := .venv-readers
 TRITON := .venv-triton
 BIN := $(CURDIR)/$(VENV)/bin
 # Compiling all of torch takes longer than compiling what is used, when it is used.
@@ -31,9 +32,11 @@ PIP := -m pip --disable-pip-version-check install --quiet --no-compile
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 LABSUPPORT_COLAB_PYTHON="$(CURDIR)/$(COLAB)/bin/python" \
 	LABSUPPORT_CLIENTS_PYTHON="$(CURDIR)/$(CLIENTS)/bin/python" LABSUPPORT_VLLM_PYTHON="$(CURDIR)/$(VLLM)/bin/python" \
+	LABSUPPORT_READERS_PYTHON="$(CURDIR)/$(READERS)/bin/python" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
-.PHONY: help lab test test-all test-clients test-vllm test-triton gpu exercises train benchmarks clean chromium
+.PHONY: help lab test test-all test-clients test-vllm test-readers test-triton gpu exercises train benchmarks clean
+.PHONY: chromium
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +63,9 @@ test-clients: $(VENV)/test.stamp $(CLIENTS)/tried
 test-vllm: $(VENV)/test.stamp $(VLLM)/tried
 	$(PYTEST) -m vllm
 
+test-readers: $(VENV)/test.stamp $(READERS)/tried
+	$(PYTEST) -m readers
+
 # In Triton's interpreter, on a CPU. Triton takes 1 GB, so it has an environment of its own.
 test-triton: $(VENV)/test.stamp $(TRITON)/tried
 	@test ! -e $(TRITON)/tried || { set -x; \
@@ -78,7 +84,8 @@ benchmarks: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(BENCHMARK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) $(TRITON) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COLAB) $(CLIENTS) $(VLLM) $(READERS) $(TRITON) build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of 3.11 or newer; a venv that was begun and not finished is told from one that works.
@@ -148,6 +155,11 @@ $(TRITON)/tried: constraints-triton.txt $(VENV)/test.stamp
 	$(call layer,$(TRITON))
 	@$(TRITON)/bin/python $(PIP) --no-deps -r constraints-triton.txt && touch $@ || { rm -rf $(TRITON); \
 		echo "Triton could not be installed; pip says why above. Its tests are skipped."; }
+
+$(READERS)/tried: constraints-readers.txt $(VENV)/test.stamp
+	$(call layer,$(READERS))
+	@$(READERS)/bin/python $(PIP) --no-deps -r constraints-readers.txt && touch $@ || { rm -rf $(READERS); \
+		echo "The programs of constraints-readers.txt could not be installed; pip says why above. Their tests are skipped."; }
 
 # The browser of the tests, unless there is one.
 chromium: $(VENV)/test.stamp

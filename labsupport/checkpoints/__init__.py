@@ -5,7 +5,7 @@
     compressed-tensors  compressed_tensors.py  4 or 8 bits, W8A8: vLLM, transformers
     gptq                gptq.py                2, 4 or 8 bits, with or without act-order: vLLM, gptqmodel
     awq                 awq.py                 4 bits: vLLM, gptqmodel
-    gguf                gguf.py                llama.cpp, Ollama, LM Studio
+    gguf                gguf.py                llama.cpp, Ollama, LM Studio, OpenVINO GenAI
 
 `save` writes all of them; `labsupport.lm.load_lm` reads all but GGUF.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,65 +98,69 @@ def said_of_calibration(windows: list[Tensor], seq_len: int) -> dict[str, Any]:
     return {"calibration": {"sequences": len(windows), "seq_len": seq_len}}
 
 
-def rehearse(
-    lm: LanguageModel, windows: list[Tensor], method: str, options: dict[str, Any], format: str,
-    dtype: Dtype | None, kind: Kind | None,
-) -> None:  # fmt: skip
-    """All of it on the first layer and a few tokens: what the format cannot hold is refused before the work."""
-    import tempfile
-
-    from labsupport.checkpoints import save
-    from labsupport.pruning.llama import with_layers
-    from labsupport.quantization import quantize_model
-
-    first = with_layers(lm.model, [0])
-    small: Any = quantize_model(first, [windows[0][:64]], method, progress=False, **options)
-    if format == "gguf":
-        rehearse_float(lm, format)
-    with tempfile.TemporaryDirectory() as folder:
-        save(replace(lm, model=small), Path(folder) / "first", format, torch_dtype(dtype), kind and kind.value)
-
-
-def rehearse_float(lm: LanguageModel, format: str) -> None:
-    if format in ("compressed-tensors", "gptq", "awq"):
-        raise ValueError(f"--format {format} is for quantized models; take labsupport, huggingface or gguf")
-    if format == "gguf":
-        from labsupport.checkpoints.gguf_metadata import architecture
-
-        architecture(lm.model.config)
-
-
 def torch_dtype(dtype: Dtype | None) -> Any:
     import torch
 
     return None if dtype is None else getattr(torch, dtype.value)
 
 
+def made_before(lm: LanguageModel) -> dict[str, Any]:
+    """What labsupport.json says of how the checkpoint was made."""
+    from labsupport.checkpoints.card import TOLD
+    from labsupport.lm.folder import read_record
+
+    record = {} if lm.folder is None else read_record(lm.folder)
+    return {name: record[name] for name in TOLD if name in record}
+
+
 def finish(
     lm: LanguageModel, small: Any, out: Path, format: Format, dtype: Dtype | None, kind: Kind | None,
     about: dict[str, Any], report: str, evaluation: Path | None, seq_len: int, evaluate: bool,
+    windows: list[Tensor] | None = None,
 ) -> None:  # fmt: skip
+    """Report, measure and write.
+
+    Args:
+        windows: the calibration of a K-quant.
+    """
     if report:
         typer.echo(report)
     if evaluate:
         text = text_of(evaluation, "evaluation")
-        before, after = (measured(lm, each, text, seq_len) for each in (lm.model, small))
+        stored = small if format is not Format.gguf else _as_stored(small, kind, windows)
+        before, after = (measured(lm, each, text, seq_len) for each in (lm.model, stored))
         about["perplexity"] = {"before": before, "after": after}
+        about["evaluation"] = {"text": "the course's" if evaluation is None else evaluation.name, "seq_len": seq_len}
         typer.echo(f"perplexity {before:.3f} -> {after:.3f}")
-    write_checkpoint(replace(lm, model=small), out, format, dtype, kind, about)
+    write_checkpoint(replace(lm, model=small), out, format, dtype, kind, about, windows)
+
+
+def _as_stored(model: Any, kind: Kind | None, windows: list[Tensor] | None) -> Any:
+    from labsupport.checkpoints.gguf import as_stored
+    from labsupport.checkpoints.gguf_kquants import column_importance
+    from labsupport.lm.by_layer import in_memory, is_on_disk
+
+    model = in_memory(model) if is_on_disk(model) else model
+    importance = None if windows is None else column_importance(model, windows)
+    return as_stored(model, "Q8_0" if kind is None else kind.value, importance)
 
 
 def write_checkpoint(
-    lm: LanguageModel, out: Path, format: Format, dtype: Dtype | None, kind: Kind | None, about: dict[str, Any]
-) -> None:
+    lm: LanguageModel, out: Path, format: Format, dtype: Dtype | None, kind: Kind | None, about: dict[str, Any],
+    windows: list[Tensor] | None = None,
+) -> None:  # fmt: skip
     from labsupport.checkpoints import save
     from labsupport.checkpoints.card import how_to_load
 
     peak = peak_megabytes()
     about = about | ({"peak_memory_mb": peak} if about and peak is not None else {})
-    save(lm, out, format.value, torch_dtype(dtype), kind and kind.value, about)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        save(lm, out, format.value, torch_dtype(dtype), kind and kind.value, about, windows)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     typer.echo(f"written to {out}: {size:.1f} MB" + ("" if peak is None else f"; peak memory {peak:,.0f} MB"))
+    for note in caught:
+        typer.echo(f"note: {note.message}")
     for line in how_to_load(str(out), format.value):
         typer.echo(f"  {line}")
 

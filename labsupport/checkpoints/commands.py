@@ -14,16 +14,14 @@ import typer
 from labsupport.checkpoints.command_steps import (
     finish,
     load_model,
+    made_before,
     measured,
     must_be_new,
     partial,
-    rehearse,
-    rehearse_float,
     said_of_calibration,
     text_of,
     token_windows,
     told_if_interrupted,
-    write_checkpoint,
 )
 from labsupport.checkpoints.options import (
     Calibration,
@@ -42,6 +40,7 @@ from labsupport.checkpoints.options import (
     Sequences,
     StoredAs,
 )
+from labsupport.checkpoints.refusals import check_method, check_written, rehearse, rehearse_float
 from labsupport.console import errors_as_one_line
 
 
@@ -54,10 +53,12 @@ def register(app: typer.Typer) -> None:
 def compress(
     model: Model,
     out: Out,
-    method: Annotated[Method, typer.Option(help="The algorithm.")] = Method.gptq,
+    method: Annotated[
+        Method | None, typer.Option(help="The algorithm; default: gptq, but for a K-quant (--kind), which is one.")
+    ] = None,
     format: OutFormat = Format.labsupport,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits per weight.")] = 4,
-    group_size: Annotated[int, typer.Option(min=1, help="Weights that share a scale.")] = 64,
+    bits: Annotated[int | None, typer.Option(min=2, max=8, help="Bits per weight; default: 4. int8_*: 8.")] = None,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Weights that share a scale; default: 64.")] = None,
     symmetric: Annotated[bool, typer.Option(help="rtn and gptq: grids without a zero point of their own.")] = False,
     act_order: Annotated[bool, typer.Option(help="gptq: columns with large inputs first.")] = False,
     static_groups: Annotated[bool, typer.Option(help="gptq: groups that act-order does not change.")] = False,
@@ -74,22 +75,32 @@ def compress(
     """Quantize a model and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
+        check_written(format, dtype, kind)
+        check_method(method, kind, bits, group_size, symmetric, act_order, static_groups, smooth)
         from labsupport.checkpoints.streaming import quantize_by_layer
 
         lm = load_model(model, device, dtype, on_disk=True)
-        options: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+        windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
+        about: dict[str, Any] = said_of_calibration(windows, seq_len)
+        if kind is not None and kind.is_k_quant:
+            rehearse_float(lm, format, dtype, kind)
+            about |= {"method": "a K-quant of llama.cpp, with an importance matrix"}
+            finish(lm, lm.model, out, format, dtype, kind, about, "", evaluation, seq_len, evaluate, windows)
+            return
+        name = (method or Method.gptq).value
+        options: dict[str, Any] = {"bits": bits or 4, "group_size": group_size or 64, "symmetric": symmetric}
         options |= {"act_order": act_order, "static_groups": static_groups if act_order else None}
         options |= {"smooth": smooth}
-        windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
-        rehearse(lm, windows, method.value, options, format.value, dtype, kind)
+        rehearse(lm, windows, name, options, format, dtype, kind)
         with told_if_interrupted(partial(out)):
-            small = quantize_by_layer(lm, windows, method.value, options, partial(out))
+            small = quantize_by_layer(lm, windows, name, options, partial(out))
             report: Any = small.quantization_report
-            about: dict[str, Any] = {"method": method.value, "bits": report.bits}
-            if not method.value.startswith("int8"):
-                about |= {"group_size": group_size, "symmetric": symmetric, "act_order": act_order}
+            about |= {"method": name, "bits": report.bits}
+            if name.startswith("int8"):
+                about |= {"smooth": smooth}
+            else:
+                about |= {"group_size": group_size or 64, "symmetric": symmetric, "act_order": act_order}
             about |= {"bits_per_weight": report.bits_per_weight, "report": asdict(report)}
-            about |= said_of_calibration(windows, seq_len)
             finish(lm, small, out, format, dtype, kind, about, str(report), evaluation, seq_len, evaluate)
 
 
@@ -114,16 +125,17 @@ def prune(
     """Prune a model and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
+        check_written(format, dtype, kind)
+        if method is PruningMethod.neurons and pattern is not None:
+            raise ValueError(f"--pattern is for methods that remove weights; got {pattern} and --method neurons")
         from labsupport.checkpoints.streaming import prune_by_layer
         from labsupport.pruning import prune_llama
 
         lm = load_model(model, device, dtype, on_disk=method is not PruningMethod.neurons)
-        rehearse_float(lm, format.value)
+        rehearse_float(lm, format, dtype, kind)
         windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
         with told_if_interrupted(partial(out)):
             if method is PruningMethod.neurons:
-                if pattern is not None:
-                    raise ValueError(f"--pattern is for methods that remove weights; got {pattern} with neurons")
                 small: Any = prune_llama(lm.model, windows, mlp_sparsity=sparsity, multiple_of=16)
             else:
                 small = prune_by_layer(lm, windows, method.value, sparsity, pattern, partial(out))
@@ -152,11 +164,12 @@ def distil(
     """Remove neurons, let the smaller model learn from the untouched one, and write it as a checkpoint."""
     with errors_as_one_line():
         must_be_new(out)
+        check_written(format, dtype, kind)
         from labsupport.distillation import recover as recovery
         from labsupport.progress import progress_bar
 
         lm = load_model(model, device, dtype or Dtype.float32)  # in which it is trained
-        rehearse_float(lm, format.value)
+        rehearse_float(lm, format, dtype, kind)
         recipe = recovery.Recipe(mlp_sparsity, steps=steps, batch_size=8, learning_rate=learning_rate)
         small = recovery.prune_for(lm, recipe)
         ticks = iter(progress_bar(range(steps), "distil", "step", True, total=steps))
@@ -167,12 +180,34 @@ def distil(
         finish(lm, small, out, format, dtype, kind, about, "", evaluation, seq_len, evaluate)
 
 
-def convert(model: Model, out: Out, format: OutFormat, dtype: StoredAs = None, kind: GgufKind = None) -> None:
-    """Write a checkpoint in another format, without a second rounding."""
+def convert(
+    model: Model,
+    out: Out,
+    format: OutFormat,
+    dtype: StoredAs = None,
+    kind: GgufKind = None,
+    calibration: Calibration = None,
+    evaluation: Evaluation = None,
+    sequences: Sequences = 16,
+    seq_len: SeqLen = 512,
+    evaluate: Evaluate = False,
+) -> None:
+    """Write a checkpoint in another format, without a second rounding. K-quants (--kind) heed the calibration."""
     with errors_as_one_line():
         must_be_new(out)
+        check_written(format, dtype, kind)
+        windows = None
+        if calibration is not None and not (kind is not None and kind.is_k_quant):
+            raise ValueError("--calibration is for K-quants: give --kind Q4_K, say, or leave it out")
         lm = load_model(model, "cpu")
-        write_checkpoint(lm, out, format, dtype, kind, {})
+        about = made_before(lm)
+        if format is Format.gguf:  # whose other matrices may be rounded again
+            about = {name: value for name, value in about.items() if name not in ("perplexity", "evaluation")}
+        if kind is not None and kind.is_k_quant:
+            rehearse_float(lm, format, dtype, kind)
+            windows = token_windows(lm, text_of(calibration, "calibration"), sequences, seq_len)
+            about |= said_of_calibration(windows, seq_len)
+        finish(lm, lm.model, out, format, dtype, kind, about, "", evaluation, seq_len, evaluate, windows)
 
 
 def perplexity(

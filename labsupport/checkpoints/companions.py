@@ -28,8 +28,9 @@ def write_companions(lm: LanguageModel, folder: Path) -> None:
         ValueError: the tokenizer is of a kind that has no file.
     """
     names = [] if lm.folder is None else [path.name for path in lm.folder.iterdir()]
+    copy_licences(lm, folder)
     for name in names:
-        if name in _COPIED or name.upper().startswith(("LICENSE", "NOTICE")):
+        if name in _COPIED:
             shutil.copyfile(Path(lm.folder or "") / name, folder / name)
     if "tokenizer.json" not in names:
         tokenizer_of(lm).save(str(folder / "tokenizer.json"))
@@ -41,6 +42,12 @@ def write_companions(lm: LanguageModel, folder: Path) -> None:
         if lm.tokenizer.eos_token_id >= 0:
             about["eos_token"] = tokenizer_of(lm).id_to_token(lm.tokenizer.eos_token_id)
         (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_licences(lm: LanguageModel, folder: Path) -> None:
+    for path in [] if lm.folder is None else lm.folder.iterdir():
+        if path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")) and path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def config_json(lm: LanguageModel, config: LlamaConfig) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Weights lie in blocks of 32. A grid of 4 bits or fewer in groups of a multiple of 32 is a llama.cpp format already, so
 it is written as it is, not rounded again: symmetric ones as Q4_0 (scale d, value d (q - 8)), others as Q4_1 (scale d
 and minimum m, value d q + m, with m = -d · zero point rounded to float16); symmetric ones of 5 to 8 bits as Q8_0. Float
-weights are rounded by the `gguf` package to ``kind``. Norms, biases and rope factors are float32.
+weights are rounded to ``kind``: by the `gguf` package, or by llama.cpp itself (gguf_kquants.py). Norms, biases and rope
+factors are float32.
 
-gguf_metadata.py writes sizes and vocabulary.
+gguf_metadata.py writes sizes, gguf_vocabulary.py the tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import gguf
@@ -19,6 +21,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor, nn
 
+from labsupport.checkpoints.gguf_kquants import K_KINDS, kind_of, quantize_rows
 from labsupport.checkpoints.gguf_metadata import architecture, write_metadata
 from labsupport.checkpoints.layers import integer_layers, weights_of
 from labsupport.files import replacing
@@ -43,64 +46,108 @@ _PARTS = {
 }
 
 
-def write_gguf(lm: LanguageModel, path: Path | str, kind: str = "Q4_0") -> None:
+def write_gguf(
+    lm: LanguageModel, path: Path | str, kind: str = "Q4_0", importance: Mapping[str, Tensor] | None = None
+) -> list[str]:
     """Write ``lm`` to ``path``; float matrices are stored as ``kind``, quantized layers as they are.
 
-    As `llama-quantize` does by default, embedding and head are stored in 8 bits beside 4-bit layers.
+    Beside 4-bit layers, embedding and head are stored in 8 bits (K-quants: 6 bits).
+
+    Args:
+        kind: one of `KINDS` or `gguf_kquants.K_KINDS`.
+        importance: K-quants only: `gguf_kquants.column_importance`; None: llama.cpp's guess from the weights.
+
+    Returns:
+        What llama.cpp does otherwise than this model, in words.
 
     Raises:
         ValueError: ``kind`` is unknown; llama.cpp does not compute this model, or cannot split text as its tokenizer
             does; a quantized layer has no form in GGUF. Nothing is written.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    check_kind(kind, bool(integer_layers(lm.model)))
     quantized = {name: stored(name, weight) for name, _, weight in weights_of(lm.model, "gguf")}
-    name = architecture(lm.model.config)
+    model_type = architecture(lm.model.config)
     with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, name)
-        write_metadata(writer, lm, kind if not quantized else "Q4_1")
-        for part, module in _parts(lm.model):
-            turned = name in ("llama", "smollm3", "granite") and part.split(".")[-2] in ("attn_q", "attn_k")
+        writer = gguf.GGUFWriter(temporary, model_type)
+        notes = write_metadata(writer, lm, kind if not quantized else "Q4_1")
+        for part, name, values in _parts(lm.model):
+            turned = model_type in ("llama", "smollm3", "granite") and part.split(".")[-2] in ("attn_q", "attn_k")
             head_dim = lm.model.config.head_dim if turned else None
-            if isinstance(module, str):
-                blocks, wanted = quantized[module]
+            if values is None:
+                blocks, wanted = quantized[name]
                 writer.add_tensor(part, _interleaved(blocks, head_dim).numpy(), raw_dtype=wanted)
                 continue
-            array = _interleaved(module.detach().float().cpu(), head_dim).contiguous().numpy()
-            wanted = _kind_of(part, array.shape, KINDS["Q8_0"] if quantized and kind.startswith("Q") else KINDS[kind])
-            writer.add_tensor(part, gguf.quantize(array, wanted), raw_dtype=wanted)
+            matrix = _interleaved(values.detach().float().cpu(), head_dim).contiguous()
+            wanted = _kind_of(part, matrix.shape, "Q8_0" if quantized and kind.startswith("Q") else kind, lm.model)
+            writer.add_tensor(part, rounded(matrix, wanted, kind, (importance or {}).get(name)), raw_dtype=wanted)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return notes
 
 
-def _kind_of(part: str, shape: tuple[int, ...], wanted: Kind) -> Kind:
-    if len(shape) == 1 or shape[-1] % BLOCK:
-        return Kind.F32 if len(shape) == 1 else Kind.F16
+def check_kind(kind: str, quantized: bool) -> None:
+    """
+    Raises:
+        ValueError: ``kind`` is unknown, or a K-quant of weights that are ``quantized`` already.
+    """
+    if kind not in KINDS and kind not in K_KINDS:
+        raise ValueError(f"kind must be one of {', '.join((*KINDS, *K_KINDS))}; got {kind!r}")
+    if kind in K_KINDS and quantized:
+        raise ValueError(f"kind {kind} rounds float weights, and these are quantized already: leave kind out")
+
+
+@torch.no_grad()
+def as_stored(model: Llama, kind: str, importance: Mapping[str, Tensor] | None = None) -> Llama:
+    """The model that the file is, on the device of ``model``: its float matrices rounded to ``kind``."""
+    copied, integers = copy.deepcopy(model), bool(integer_layers(model))
+    for part, name, values in _parts(copied):
+        if name and values is not None and values.dim() == 2:
+            wanted = _kind_of(part, values.shape, "Q8_0" if integers and kind.startswith("Q") else kind, model)
+            data = rounded(values.float().cpu(), wanted, kind, (importance or {}).get(name))
+            values.copy_(torch.from_numpy(gguf.dequantize(data, wanted).reshape(values.shape)))
+    return copied
+
+
+def rounded(matrix: Tensor, wanted: Kind, kind: str, importance: Tensor | None = None) -> np.ndarray:
+    """The tensor's bytes."""
+    if kind in K_KINDS and wanted not in (Kind.F32, Kind.F16):
+        return quantize_rows(matrix, wanted, importance)
+    return gguf.quantize(matrix.numpy(), wanted)
+
+
+def _kind_of(part: str, shape: torch.Size, kind: str, model: Llama) -> Kind:
+    if len(shape) == 1:
+        return Kind.F32
+    if kind in K_KINDS:
+        return kind_of(part, shape[-1], kind, model.config.num_layers, model.config.tie_embeddings)
+    wanted = KINDS[kind]
+    if shape[-1] % BLOCK and wanted is not Kind.F32:
+        return Kind.F16
     if wanted in (Kind.Q4_0, Kind.Q4_1) and part in ("token_embd.weight", "output.weight"):
         return Kind.Q8_0
     return wanted
 
 
-def _parts(model: Llama) -> Iterator[tuple[str, Tensor | str]]:
-    """llama.cpp's name of each tensor, and the tensor; of a quantized layer its name."""
+def _parts(model: Llama) -> Iterator[tuple[str, str, Tensor | None]]:
+    """llama.cpp's name of each tensor, the name of its layer, and the tensor; of a quantized layer None."""
     config, integers = model.config, integer_layers(model)
-    yield "token_embd.weight", model.embed_tokens.weight
-    yield "output_norm.weight", model.norm.weight
+    yield "token_embd.weight", "embed_tokens", model.embed_tokens.weight
+    yield "output_norm.weight", "norm", model.norm.weight
     if not config.tie_embeddings:
-        yield "output.weight", model.lm_head.weight
+        yield "output.weight", "lm_head", model.lm_head.weight
     if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
-        yield "rope_freqs.weight", rope_factors(config.head_dim or 0, config.rope_theta, config.rope_scaling)
+        yield "rope_freqs.weight", "", rope_factors(config.head_dim or 0, config.rope_theta, config.rope_scaling)
     for index, layer in enumerate(model.layers):
         for ours, theirs in _PARTS.items():
             module = _submodule(layer, ours)
             if module is None:
                 continue
             name = f"layers.{index}.{ours}"
-            yield f"blk.{index}.{theirs}.weight", name if name in integers else module.weight  # type: ignore[misc]
+            yield f"blk.{index}.{theirs}.weight", name, None if name in integers else module.weight  # type: ignore[misc]
             if isinstance(getattr(module, "bias", None), Tensor):
-                yield f"blk.{index}.{theirs}.bias", module.bias  # type: ignore[misc]
+                yield f"blk.{index}.{theirs}.bias", name, module.bias  # type: ignore[misc]
 
 
 def _submodule(layer: nn.Module, name: str) -> nn.Module | None:

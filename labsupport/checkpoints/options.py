@@ -45,6 +45,17 @@ class Kind(StrEnum):
     q8_0 = "Q8_0"
     q4_0 = "Q4_0"
     q4_1 = "Q4_1"
+    q2_k = "Q2_K"
+    q3_k = "Q3_K"
+    q4_k = "Q4_K"
+    q5_k = "Q5_K"
+    q6_k = "Q6_K"
+    q4_k_m = "Q4_K_M"
+    q5_k_m = "Q5_K_M"
+
+    @property
+    def is_k_quant(self) -> bool:
+        return "_K" in self.value
 
 
 Model = Annotated[str, typer.Argument(help="tiny, smollm2-135m, or a folder with a Hugging Face checkpoint.")]
@@ -58,7 +69,10 @@ StoredAs = Annotated[
         "in float32), and in what is written (default: see labsupport.checkpoints).",
     ),
 ]
-GgufKind = Annotated[Kind | None, typer.Option("--kind", help="gguf: how float matrices are stored; default: Q8_0.")]
+GgufKind = Annotated[
+    Kind | None,
+    typer.Option("--kind", help="gguf: how float matrices are stored; default: Q8_0. K-quants heed the calibration."),
+]
 Calibration = Annotated[Path | None, typer.Option(help="A UTF-8 text file; default: the course's calibration text.")]
 Evaluation = Annotated[Path | None, typer.Option(help="A UTF-8 text file; default: the course's evaluation text.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]

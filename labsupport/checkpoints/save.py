@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +11,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from labsupport.checkpoints import awq, compressed_tensors, exact, gguf, gptq, hugging_face
 from labsupport.checkpoints.card import model_card
-from labsupport.checkpoints.companions import config_json, write_companions
+from labsupport.checkpoints.companions import config_json, copy_licences, write_companions
+from labsupport.checkpoints.gguf_kquants import K_KINDS, column_importance
 from labsupport.checkpoints.layers import integer_layers
 from labsupport.checkpoints.shards import LayersDiffer, each_its_own, write_shards
 from labsupport.files import replacing_folder
@@ -41,6 +45,7 @@ def save(
     dtype: torch.dtype | None = None,
     kind: str | None = None,
     about: dict[str, Any] | None = None,
+    calibration: Sequence[Tensor] | None = None,
 ) -> None:
     """Write ``lm`` as a checkpoint; the folder appears complete or not at all.
 
@@ -48,8 +53,12 @@ def save(
         folder: must not exist yet, or be empty.
         format: labsupport (any result, bit for bit), huggingface (float), compressed-tensors, gptq, awq, gguf.
         dtype: of all weights that stay float. None: as they are; float16 in compressed-tensors, gptq and awq.
-        kind: gguf only, of float matrices: F32, F16, Q8_0, Q4_0 or Q4_1. None: Q8_0.
+        kind: gguf only, of float matrices: F32, F16, Q8_0, Q4_0, Q4_1, or a K-quant: Q2_K to Q6_K, Q4_K_M, Q5_K_M.
+            None: Q8_0.
         about: what the model card and labsupport.json say besides: method, perplexity before and after, ...
+        calibration: K-quants only: 1-D int64 tensors of tokens, which say what columns matter.
+
+    What llama.cpp does otherwise than the model is a warning, and stands in the model card.
 
     Raises:
         ValueError: the format is unknown or cannot hold this model; the message names the option that helps.
@@ -61,14 +70,25 @@ def save(
         lm = replace(lm, model=in_memory(lm.model))
     if kind is not None and format != "gguf":
         raise ValueError(f"kind is for format gguf; got {kind!r} and format {format}")
+    if dtype is not None and format == "gguf":
+        raise ValueError(f"dtype is for other formats than gguf: give kind F32 or F16; got {dtype}")
+    if calibration is not None and kind not in K_KINDS:
+        raise ValueError(f"calibration is for kinds {', '.join(K_KINDS)} of format gguf; got {kind} and {format}")
+    about, notes = dict(about or {}), []
     with replacing_folder(folder) as temporary:
         if format == "gguf":
-            gguf.write_gguf(lm, temporary / "model.gguf", kind or "Q8_0")
+            about["kind"] = kind or "Q8_0"
+            gguf.check_kind(about["kind"], bool(integer_layers(lm.model)))
+            importance = None if calibration is None else column_importance(lm.model, calibration)
+            notes = gguf.write_gguf(lm, temporary / "model.gguf", about["kind"], importance)
+            copy_licences(lm, temporary)
         else:
-            _write_safetensors(lm, temporary, format, dtype, about or {})
+            _write_safetensors(lm, temporary, format, dtype, about)
             write_companions(lm, temporary)
-        card = model_card(lm, Path(folder).name, format, about or {})
+        card = model_card(lm, Path(folder).name, format, about, notes)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
 
 
 def _write_safetensors(

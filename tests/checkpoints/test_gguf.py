@@ -12,12 +12,10 @@ import pytest
 import torch
 from exported import ascii_tokenizer, in_llama_cpp, quantized, random_lm
 from families import FAMILIES, hugging_face, ours
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from labsupport.checkpoints import save, write_gguf
 from labsupport.checkpoints.gguf import stored
-from labsupport.lm import LanguageModel, load_lm
-from labsupport.lm.tokenizer import BpeTokenizer
+from labsupport.lm import LanguageModel, Llama, load_lm
 from labsupport.quantization import rtn_quantize
 
 PROMPT = [3, 200, 17, 99, 5, 44, 250, 63, 12, 150, 8, 77]
@@ -82,13 +80,28 @@ def assert_same(lm: LanguageModel, path: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "why"), [("dynamic", "rope_scaling of kind dynamic"), ("Mistral", "a sliding window")]
+    ("family", "why"),
+    [("dynamic", "rope_scaling of kind dynamic after fewer"), ("Mistral", "a sliding window")],
 )
 def test_what_llama_cpp_does_not_compute_is_refused(tmp_path: Path, family: str, why: str) -> None:
     lm = replace(ours(hugging_face(family)), tokenizer=ascii_tokenizer())
     with pytest.raises(ValueError, match=why):
         write_gguf(lm, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_within_a_window_is_computed(tmp_path: Path) -> None:
+    """The file's context is the window; the card says why."""
+    family = replace(ours(hugging_face("Mistral")), tokenizer=ascii_tokenizer())
+    config = replace(family.model.config, sliding_window=256, max_positions=2048)
+    model = Llama(config).eval()
+    model.load_state_dict(family.model.state_dict())
+    lm = replace(family, model=model)
+    with pytest.warns(UserWarning, match="right up to 256 tokens"):
+        save(lm, tmp_path / "out", "gguf", kind="F32")
+    assert_same(lm, tmp_path / "out" / "model.gguf", 0.03)
+    assert field(gguf.GGUFReader(tmp_path / "out" / "model.gguf"), "llama.context_length") == 256
+    assert "limit: llama.cpp computes no sliding window" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_tiny_writes_the_same_text_in_llama_cpp(tmp_path: Path) -> None:
@@ -129,19 +142,11 @@ def test_a_file_is_complete_for_every_reader(tmp_path: Path) -> None:
     assert types["output_norm.weight"] == "F32"
 
 
-def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(tmp_path: Path) -> None:
-    lm = random_lm()
-    unknown = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
-    unknown.pre_tokenizer = pre_tokenizers.Split(Regex("x+"), "isolated")
-    fallback = Tokenizer(models.BPE(vocab={"a": 0}, merges=[], byte_fallback=True))
-    fallback.decoder = decoders.ByteFallback()
-    for tokenizer, message in ((unknown, "Split .*'x\\+'"), (fallback, "byte-level BPE")):
-        with pytest.raises(ValueError, match=message):
-            write_gguf(replace(lm, tokenizer=BpeTokenizer(tokenizer, -1)), tmp_path / "model.gguf")
+def test_too_few_rows_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size of at least 256"):
         write_gguf(replace(random_lm(vocab_size=100), tokenizer=ascii_tokenizer()), tmp_path / "model.gguf")
-    with pytest.raises(ValueError, match="kind must be one of F32, F16, Q8_0, Q4_0, Q4_1; got 'Q2'"):
-        write_gguf(lm, tmp_path / "model.gguf", "Q2")
+    with pytest.raises(ValueError, match=r"kind must be one of F32, F16, Q8_0, Q4_0, Q4_1, Q2_K, .*; got 'Q2'"):
+        write_gguf(random_lm(), tmp_path / "model.gguf", "Q2")
     assert list(tmp_path.iterdir()) == []
 
 
