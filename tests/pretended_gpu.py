@@ -55,7 +55,7 @@ class PretendedTensor(Tensor):
         return wrapper
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         _check_devices(name, args, kwargs)
@@ -104,7 +104,7 @@ class PretendedTensor(Tensor):
     def __array__(self, dtype: Any = None) -> Any:
         return self.numpy()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PretendedTensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self.detach().clone().requires_grad_(self.requires_grad)
         if getattr(self, "_is_param", False):
             copied._is_param = True
@@ -112,7 +112,7 @@ class PretendedTensor(Tensor):
         memo[id(self)] = copied
         return copied
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Pretended({self._real!r})"
 
 
