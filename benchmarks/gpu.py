@@ -108,7 +108,7 @@ def layer_table() -> str:
     layers: dict[str, nn.Module] = {str(dtype): linear} | {name: make(linear) for name, make in PACKED.items()}
     lines = ["| 4096 × 11008 | MB | kernel | ms, 1 row | of the roof | ms, 16 rows |", "|---|---|---|---|---|---|"]
     inputs = [torch.randn(rows, 4096, device="cuda", dtype=dtype) for rows in (1, 16)]
-    times = [median_milliseconds({n: (lambda m=m, x=x: m(x)) for n, m in layers.items()}, 25, "cuda") for x in inputs]
+    times = [median_milliseconds({n: partial(m, x) for n, m in layers.items()}, 25, "cuda") for x in inputs]
     for name, layer in layers.items():
         size = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
         kernel = type(getattr(layer, "_kernel", None)).__name__

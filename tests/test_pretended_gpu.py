@@ -80,7 +80,7 @@ def here() -> LanguageModel:
     model = initialize(Llama(LlamaConfig(256, 32, 64, 2, 4, 2))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 3 if parameter.dim() == 2 else 1
+            parameter.mul_(3 if parameter.dim() == 2 else 1)
     return LanguageModel(model, ByteTokenizer(), "small", "a test", "float32")
 
 
@@ -126,7 +126,7 @@ def in_the_engine(lm: LanguageModel, bits: int | None = None, **params: Any) -> 
     engine = LLMEngine(lm, max_num_seqs=4, kv_cache_bits=bits, fused=False, num_blocks=64)
     for prompt in ("with", "import ", "def f(x)"):
         engine.add_request(prompt, SamplingParams(max_tokens=4, ignore_eos=True, **params))
-    found = {}
+    found: dict[Any, list[int]] = {}
     while engine.has_unfinished:
         with waits() as counted:
             outputs = engine.step()
@@ -135,7 +135,7 @@ def in_the_engine(lm: LanguageModel, bits: int | None = None, **params: Any) -> 
     return list(found.values())
 
 
-WORKS: dict[str, tuple[float, Callable[[LanguageModel], Any]]] = {  # how often the host may wait, and the work
+WORKS: dict[str, tuple[float, Any]] = {  # how often the host may wait, and the work
     "perplexity": (1, lambda lm: perplexity(lm.model, TEXT, 64)),
     "bigram loss": (2, lambda lm: bigram_loss(TEXT.to(lm.model.embed_tokens.weight.device), TEXT, 256)),
     "generate": (2, lambda lm: generate(lm.model, PROMPT, 4)),

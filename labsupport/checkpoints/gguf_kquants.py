@@ -48,7 +48,9 @@ def column_importance(model: Llama, calibration: Sequence[Tensor]) -> dict[str, 
     """
     found: dict[str, Tensor] = {}
     for stage in stages(model, check_calibration(calibration, model.config.vocab_size)):
-        total = sum(batch.double().square().sum((0, 1)) for batch in stage.inputs)
+        total = torch.zeros(stage.in_features, dtype=torch.float64, device=model.embed_tokens.weight.device)
+        for batch in stage.inputs:
+            total += batch.double().square().sum((0, 1))
         found |= dict.fromkeys(stage.full_names, (total / stage.hidden.num_tokens).float().cpu())
     return found
 

@@ -105,7 +105,7 @@ def open_folder(folder: Path, device: str | torch.device = "cpu", dtype: torch.d
 
 
 def _read(stored: dict[str, tuple[Path, str]], names: list[str]) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in sorted({stored[name][0] for name in names}):
         with safe_open(path, "pt") as file:
             # a copy: what the library returns may be a view of the whole file

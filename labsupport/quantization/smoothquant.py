@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def smooth_layer(layer_stages: Iterable[Stage], config: Any, alpha: float | None
     seen: list[tuple[Stage, Tensor, Tensor]] = []
     for stage in layer_stages:
         largest = torch.zeros(stage.in_features, device=stage.linears[0].weight.device)
-        sample = stage.read(lambda x, so_far=largest: _raise_to(so_far, x), _SEARCH_TOKENS)
+        sample = stage.read(partial(_raise_to, largest), _SEARCH_TOKENS)
         seen.append((stage, largest.to(sample.dtype), sample))
         if len(seen) == NUM_STAGES:
             # Backwards: the scales of o and down change rows of v and up, on which the scales before v and up depend.

@@ -168,7 +168,7 @@ def test_it_ends_cleanly(server: tuple[str, subprocess.Popen[str]]) -> None:
 
 def test_vllm_does_what_is_recorded(folder: Path) -> None:
     """Last: two engines at a time would not fit into small machines."""
-    command = [PYTHON, FOLDER / "vllm_behaviour.py", folder, *OPTIONS]
+    command = [PYTHON, str(FOLDER / "vllm_behaviour.py"), str(folder), *OPTIONS]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     seen = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"its first'))
