@@ -25,15 +25,20 @@ def text_from_transformers(folder: Path | str, prompt: str, num_tokens: int) -> 
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+    from transformers.utils import logging
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     options: dict[str, Any] = {"dtype": torch.float32}
     if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None):
         # without it, transformers 5 expects zero points that are not packed, and refuses asymmetric grids
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    with redirect_stderr(io.StringIO()), warnings.catch_warnings():  # progress bars, and that an option was given
+    bars = logging.is_progress_bar_enabled()
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings():  # other bars, and that an option was given
         warnings.simplefilter("ignore")
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model: Any = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    if bars:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     tokens = torch.tensor([tokenizer.encode(prompt)])
     mask = torch.ones_like(tokens)
     made = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=num_tokens, pad_token_id=0)

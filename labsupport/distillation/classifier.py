@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,8 +105,8 @@ def digits_gain(
     rows = []
     for seed in seeds:
         digits = load_digits(seed)
-        few, teachers = ((digits.train_x[:n], digits.train_y[:n]) for n in (num_images, teacher_images))
-        teacher = train_digits(mlp(teacher_sizes, seed), None, teachers, steps, temperature, alpha, seed, progress)
+        few = digits.train_x[:num_images], digits.train_y[:num_images]
+        teacher = _teacher(tuple(teacher_sizes), teacher_images, steps, temperature, alpha, seed, progress)
         models = {"teacher": teacher}
         for name, instructor in (("alone", None), ("distilled", teacher)):
             student = mlp(student_sizes, seed)
@@ -113,6 +114,17 @@ def digits_gain(
         rows.append({name: accuracy(model, digits.test) for name, model in models.items()})
     frame = pd.DataFrame(rows, index=pd.Index(list(seeds), name="seed"))
     return frame.assign(gain=frame["distilled"] - frame["alone"])
+
+
+@lru_cache(maxsize=8)
+def _teacher(
+    sizes: tuple[int, ...], num_images: int | None, steps: int, temperature: float, alpha: float, seed: int,
+    progress: bool,
+) -> nn.Module:  # fmt: skip
+    """Kept: the same teacher instructs students that see more or fewer images."""
+    digits = load_digits(seed)
+    images = digits.train_x[:num_images], digits.train_y[:num_images]
+    return train_digits(mlp(sizes, seed), None, images, steps, temperature, alpha, seed, progress)
 
 
 def digits_pruning(seeds: Sequence[int] = range(3), sizes: Sequence[int] = (64, 256, 128, 10)) -> pd.DataFrame:

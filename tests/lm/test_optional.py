@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -57,3 +58,9 @@ def test_every_record_of_the_course_can_be_read(capsys) -> None:
         table = measured_or_recorded(path.stem, None, lambda: TABLE)
         assert table.shape == tuple(map(len, (json.loads(path.read_text())["index"], table.columns)))
         assert "smollm2-135m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(optional.RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_each_record_says_on_what_it_was_measured(path: Path) -> None:
+    where = json.loads(path.read_text(encoding="utf-8"))["where"]
+    assert re.fullmatch(r"smollm2-135m from .+; \S+, \d+ thread\(s\), torch \S+", where), where
