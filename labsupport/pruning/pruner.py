@@ -91,12 +91,12 @@ class Pruner:
     @torch.no_grad()
     def _apply(self, *optimizers: torch.optim.Optimizer) -> None:
         for module in self.modules.values():
-            gone = ~module.weight_mask
-            module.weight.masked_fill_(gone, 0)
+            mask = module.weight_mask.to(module.weight.dtype)  # once: several times as fast as a bool for each tensor
+            module.weight.mul_(mask)
             for optimizer in optimizers:
                 for value in optimizer.state.get(module.weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == gone.shape:
-                        value.masked_fill_(gone, 0)
+                    if isinstance(value, Tensor) and value.shape == mask.shape:
+                        value.mul_(mask)
 
     @torch.no_grad()
     def rewind(self, state: Mapping[str, Tensor]) -> None:
