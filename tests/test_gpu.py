@@ -1,4 +1,4 @@
-"""What only a real GPU can show: `make gpu`. The same works as on the pretended one (test_pretended_gpu.py)."""
+"""What only a real GPU can show: `make gpu`. The same works as on the pretended one (on_a_pretended_gpu.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_pretended_gpu import LONG, WORKS, assert_same, here  # noqa: F401
+from on_a_pretended_gpu import LONG, WORKS, assert_same, here  # noqa: F401
 
 from labsupport.device import choose_device, choose_dtype, describe
 from labsupport.lm import LanguageModel

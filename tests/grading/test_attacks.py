@@ -169,6 +169,7 @@ def test_what_students_see_holds_no_secret(graded) -> None:
     assert len(kept) == len(rows) and str(world.seed) not in json.dumps(kept)
 
 
+@pytest.mark.slow
 def test_without_a_wall_these_attacks_succeed(tmp_path: Path, monkeypatch) -> None:
     """So the tests above can fail. Only attacks that do no harm."""
     names = ("read_home", "read_other_submissions", "read_the_catalogue_of_answers", "reach_the_network")

@@ -72,6 +72,7 @@ def test_vllm_is_asked_for_the_same_work(lm: LanguageModel, monkeypatch: pytest.
 
 
 @pytest.mark.smollm2
+@pytest.mark.slow
 def test_llama_cpp_gives_our_tokens_in_float32() -> None:
     pytest.importorskip("xllamacpp")
     lm = load_lm("smollm2-135m", verbose=False)
@@ -83,6 +84,7 @@ def test_llama_cpp_gives_our_tokens_in_float32() -> None:
 
 
 @pytest.mark.smollm2
+@pytest.mark.slow
 def test_a_float_gguf_is_the_model_again(tmp_path: Path) -> None:
     from gguf import GGUFReader
 

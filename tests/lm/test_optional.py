@@ -27,7 +27,7 @@ def test_the_variable_overrides_the_switch(monkeypatch, capsys, variable, switch
         monkeypatch.delenv("LABSUPPORT_SMOLLM2", raising=False)
     else:
         monkeypatch.setenv("LABSUPPORT_SMOLLM2", variable)
-    monkeypatch.setattr(optional, "load_lm", lambda name: f"loaded {name}")
+    monkeypatch.setattr(optional, "load_lm", lambda name, device: f"loaded {name}")
     assert optional_smollm2(switch) == ("loaded smollm2-135m" if loads else None)
     assert ("Set SMOLLM2 = True" in capsys.readouterr().out) is not loads
 

@@ -9,6 +9,7 @@ from labsupport.lm import LanguageModel, evaluation_tokens, perplexity
 from labsupport.serving.capstone import SIZES, SPEEDS, UNTOUCHED, capstone, size_and_quality, stages
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured_against_the_untouched_model(tiny: LanguageModel) -> None:
     table = asyncio.run(capstone(tiny, prune_for(tiny, TINY), ((1, 8, 12, 1), (2, 8, 12, 2)), rounds=1))
     assert table.index[0] == UNTOUCHED and set(SIZES + SPEEDS) == set(table.columns)
